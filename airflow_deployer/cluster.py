@@ -79,7 +79,7 @@ class ApiError(ClusterError):
         self.body = body
 
 
-class Unreachable(ClusterError):
+class UnreachableError(ClusterError):
     """No answer came from the API server: refused, timed out, or the connection broke."""
 
 
@@ -97,7 +97,9 @@ class Cluster:
         self.context = context
         configuration = Configuration()
         try:
-            load_kube_config(config_file=context.kubeconfig, context=context.name, client_configuration=configuration)
+            load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=context.kubeconfig, context=context.name, client_configuration=configuration
+            )
         except (ConfigException, OSError, ValueError, KeyError, TypeError) as error:
             raise ClusterError(
                 f"Cannot use the context {context.name!r} of {context.kubeconfig}: {' '.join(str(error).split())}.",
@@ -121,7 +123,7 @@ class Cluster:
 
     def close(self) -> None:
         """Close idle connections."""
-        self._client.close()
+        self._client.close()  # type: ignore[no-untyped-call]
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -134,7 +136,7 @@ class Cluster:
                 return None
             raise
 
-    def list(
+    def list_objects(
         self, kind: Kind, namespace: str | None, *, fields: str = "", labels: str = "", limit: int | None = None
     ) -> Object:
         """Return the list object: `items`, and `metadata.resourceVersion` to watch from.
@@ -314,7 +316,7 @@ class Cluster:
             # auth_settings() refreshes tokens and runs credential plugins (`exec` in the kubeconfig).
             token = self._configuration.auth_settings().get("BearerToken")
             if token and token.get("value"):
-                headers["Authorization"] = token["value"]
+                headers["Authorization"] = str(token["value"])
             response = self._client.rest_client.pool_manager.request(
                 method,
                 url,
@@ -337,12 +339,12 @@ class Cluster:
             with contextlib.suppress(ValueError, TypeError):
                 self._clock_offset = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
 
-    def _unreachable(self, what: str, error: BaseException) -> Unreachable:
+    def _unreachable(self, what: str, error: BaseException) -> UnreachableError:
         if self.context.looks_local:
             hint = "deployer cluster up   starts the local cluster again (kind, minikube and others: their own start)"
         else:
             hint = f"kubectl --context {self.context.name} cluster-info   shows whether it can be reached at all"
-        return Unreachable(
+        return UnreachableError(
             f"Cannot {what}: the API server {self.server} of context {self.context.name!r} cannot be reached "
             f"({_cause(error)}).",
             hint=hint,
