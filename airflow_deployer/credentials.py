@@ -14,13 +14,13 @@ ADMIN_USER = "admin"
 POSTGRES_USER = "airflow"
 POSTGRES_DATABASE = "airflow"
 
-POSTGRES_PASSWORD = "postgres-password"  # noqa: S105 - the name of a key, not its value
+POSTGRES_PASSWORD = "postgres-password"
 SQL_ALCHEMY_CONN = "sql-alchemy-conn"
 FERNET_KEY = "fernet-key"
-JWT_SECRET = "jwt-secret"  # noqa: S105 - the name of a key, not its value
-API_SECRET_KEY = "api-secret-key"  # noqa: S105 - the name of a key, not its value
-ADMIN_PASSWORD = "admin-password"  # noqa: S105 - the name of a key, not its value
-SIMPLE_AUTH_PASSWORDS = "simple-auth-passwords.json"  # noqa: S105 - the name of a key, not its value
+JWT_SECRET = "jwt-secret"
+API_SECRET_KEY = "api-secret-key"
+ADMIN_PASSWORD = "admin-password"
+SIMPLE_AUTH_PASSWORDS = "simple-auth-passwords.json"
 
 POSTGRES_KEYS = (POSTGRES_PASSWORD,)
 AIRFLOW_KEYS = (SQL_ALCHEMY_CONN, FERNET_KEY, JWT_SECRET, API_SECRET_KEY, SIMPLE_AUTH_PASSWORDS)

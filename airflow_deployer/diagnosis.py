@@ -4,7 +4,7 @@
 its images there, do its containers run (init containers first), do its probes pass. One table maps each reason that
 Kubernetes gives to how long it may still heal by itself and to what the user can do about it.
 Reasons are the kubelet's, the scheduler's and the volume controllers'
-(https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/, `kubectl explain pod.status.containerStatuses.state`).
+(https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/, field `status.containerStatuses[].state`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Remedy:
     hint: str
 
 
+CRASHES_BEFORE_VERDICT = 2  # restarts: a container may lose a race once and come up at the second try
 NEVER = float("inf")  # waiting is all there is to do; the deadline ends it
 
 _IMAGE = "check that the node can reach the registry and that images.registry_pull names it as the node sees it"
@@ -195,6 +196,14 @@ def _container(pod: str, status: Object, own: Sequence[Object]) -> Diagnosis | N
             f"({restarts} restarts)",
             container=container,
             previous=bool(last) and not ended,
+            warnings=own,
+        )
+    if reason == "CrashLoopBackOff" and restarts < CRASHES_BEFORE_VERDICT:
+        return _make(
+            "Crashed",
+            f"container {container} of {pod} {_how_it_ended(last)}; Kubernetes starts it again shortly",
+            container=container,
+            previous=True,
             warnings=own,
         )
     if reason == "CrashLoopBackOff":

@@ -1,0 +1,345 @@
+"""The Kubernetes objects of a Deployment, made by pure functions: values in, plain dicts in the API's shape out.
+
+Every field that server-side apply keeps is written in full and in the API's normal form (an explicit `protocol`, an
+octal mode as a number), so that applying the same values twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_deployer import __version__, airflow_settings, credentials
+from airflow_deployer.config import Amounts, ContainerResources, Settings
+
+Object = dict[str, Any]
+
+MANAGED_BY = "airflow-deployer"
+CONTENT_ID = "airflow-deployer/content-id"
+IMAGE_ID = "airflow-deployer/image-id"
+VERSION = "airflow-deployer/version"
+
+AIRFLOW_UID = 50000
+POSTGRES_UID = 999
+API_PORT = airflow_settings.API_PORT
+PROBE_PORT = 8081
+
+# Long enough for a running task that may be waited for, the API server's own stop and the database's last checkpoint.
+GRACE_SECONDS = 120
+STOP_SECONDS = 60
+
+_RUN = "/run/airflow-deployer"
+_VOLUME = "/var/lib/postgresql/volume"
+
+# One lock on the volume, inherited by every backend: while any process of an earlier Postgres lives, even one whose pod
+# was force-deleted, the next one waits instead of starting on the same data directory.
+_POSTGRES = (
+    f"exec 9>{_VOLUME}/.lock\n"
+    "flock --nonblock 9 || { echo 'waiting: another Postgres still holds the volume'; flock 9; }\n"
+    "exec docker-entrypoint.sh postgres -c listen_addresses=127.0.0.1\n"
+)
+
+# Both containers get SIGTERM in any order. The supervisor holds this lock for as long as it lives, so Postgres stays
+# until Airflow has stopped, or has died in whatever way.
+_POSTGRES_PRE_STOP = f"flock --timeout {GRACE_SECONDS - 20} {_RUN}/supervisor.lock true; true"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the objects of the Deployment `name` in `namespace` are called."""
+
+    name: str
+    namespace: str
+
+    @property
+    def pod(self) -> str:
+        """The one pod of the StatefulSet."""
+        return f"{self.name}-0"
+
+    @property
+    def claim(self) -> str:
+        """The volume claim; one of its own, because a claim template could not grow."""
+        return f"{self.name}-data"
+
+    @property
+    def secret(self) -> str:
+        """The generated secrets."""
+        return f"{self.name}-secrets"
+
+    @property
+    def pull_secret(self) -> str:
+        """The registry login that we make."""
+        return f"{self.name}-registry"
+
+    @property
+    def lease(self) -> str:
+        """The lock."""
+        return f"{MANAGED_BY}-{self.name}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The recommended labels (https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/)."""
+        return {
+            "app.kubernetes.io/name": "airflow",
+            "app.kubernetes.io/instance": self.name,
+            "app.kubernetes.io/managed-by": MANAGED_BY,
+        }
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """The labels that choose the pod; immutable in a StatefulSet."""
+        return {"app.kubernetes.io/name": "airflow", "app.kubernetes.io/instance": self.name}
+
+
+@dataclass(frozen=True)
+class Image:
+    """The DAG image as the pod names it, and what is in it.
+
+    Attributes:
+        reference: `registry/repository@sha256:...` as the node pulls it.
+        content_id: the id of the DAG content.
+        image_id: the id of everything that the image was built from.
+    """
+
+    reference: str
+    content_id: str
+    image_id: str
+
+
+def make_namespace(namespace: str) -> Object:
+    """The Namespace; created when missing, never changed and never deleted."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": namespace, "labels": {"app.kubernetes.io/managed-by": MANAGED_BY}},
+    }
+
+
+def make_secret(names: Names, values: dict[str, str]) -> Object:
+    """The Secret with the generated values; create-only.
+
+    Args:
+        values: plain text by key, as `credentials.new` makes them.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(names, names.secret),
+        "type": "Opaque",
+        "data": credentials.encode(values),
+    }
+
+
+def make_pull_secret(names: Names, docker_config_json: str) -> Object:
+    """The login to the registry, as kubelets read it.
+
+    Args:
+        docker_config_json: base64 of a Docker `config.json` with one registry.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(names, names.pull_secret),
+        "type": "kubernetes.io/dockerconfigjson",
+        "data": {".dockerconfigjson": docker_config_json},
+    }
+
+
+def make_claim(names: Names, settings: Settings) -> Object:
+    """The volume claim that holds the database and the task logs."""
+    spec: Object = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": settings.storage.size}},
+    }
+    if settings.storage.class_ is not None:
+        spec["storageClassName"] = settings.storage.class_
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": _metadata(names, names.claim),
+        "spec": spec,
+    }
+
+
+def make_service(names: Names) -> Object:
+    """The headless Service that governs the StatefulSet and names Airflow inside the cluster."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(names, names.name),
+        "spec": {
+            "clusterIP": "None",
+            "selector": names.selector,
+            "ports": [{"name": "http", "port": API_PORT, "protocol": "TCP", "targetPort": "http"}],
+        },
+    }
+
+
+def make_stateful_set(
+    names: Names, settings: Settings, image: Image, *, postgres_image: str, pull_secret: str | None
+) -> Object:
+    """The StatefulSet of one pod with two containers.
+
+    Args:
+        postgres_image: the reference of the database's image as the node pulls it.
+        pull_secret: the name of the registry login to use, if one is needed.
+    """
+    pod_spec: Object = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "fsGroup": AIRFLOW_UID,
+            # Walking a large volume at every start would be slow, and would open Postgres' files to the group.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            _postgres(postgres_image, settings.resources.postgres),
+            _airflow(image.reference, settings),
+        ],
+        "volumes": [
+            {"name": "data", "persistentVolumeClaim": {"claimName": names.claim}},
+            {"name": "run", "emptyDir": {}},
+            {"name": "postgres-run", "emptyDir": {}},
+            {"name": "postgres-tmp", "emptyDir": {}},
+            _secret_volume("airflow-secrets", names.secret, credentials.AIRFLOW_KEYS),
+            _secret_volume("postgres-secrets", names.secret, credentials.POSTGRES_KEYS),
+        ],
+    }
+    if pull_secret is not None:
+        pod_spec["imagePullSecrets"] = [{"name": pull_secret}]
+    metadata = _metadata(names, names.name)
+    metadata["labels"]["app.kubernetes.io/version"] = settings.airflow.version
+    metadata["annotations"] = {CONTENT_ID: image.content_id, IMAGE_ID: image.image_id, VERSION: __version__}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": metadata,
+        "spec": {
+            "replicas": 1,
+            "serviceName": names.name,
+            "selector": {"matchLabels": names.selector},
+            # We decide when the pod is replaced: Kubernetes neither waits for running tasks nor replaces a broken pod.
+            "updateStrategy": {"type": "OnDelete"},
+            "template": {
+                "metadata": {
+                    "labels": names.labels | {"app.kubernetes.io/version": settings.airflow.version},
+                    "annotations": {"kubectl.kubernetes.io/default-container": "airflow"},
+                },
+                "spec": pod_spec,
+            },
+        },
+    }
+
+
+def _postgres(image: str, resources: ContainerResources) -> Object:
+    data = f"{_VOLUME}/data"
+    ready = ["pg_isready", "--quiet", "--host=127.0.0.1", f"--username={credentials.POSTGRES_USER}"]
+    container = {
+        "name": "postgres",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["bash", "-c", _POSTGRES],
+        "env": _env(
+            {
+                "POSTGRES_USER": credentials.POSTGRES_USER,
+                "POSTGRES_DB": credentials.POSTGRES_DATABASE,
+                "POSTGRES_PASSWORD_FILE": f"{airflow_settings.SECRETS}/{credentials.POSTGRES_PASSWORD}",
+                "POSTGRES_INITDB_ARGS": "--data-checksums --auth-host=scram-sha-256",
+                "PGDATA": data,
+            }
+        ),
+        "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", _POSTGRES_PRE_STOP]}}},
+        "readinessProbe": {
+            "exec": {"command": ready},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 3,
+            "successThreshold": 1,
+        },
+        "securityContext": _restricted(POSTGRES_UID) | {"readOnlyRootFilesystem": True},
+        "volumeMounts": [
+            {"name": "data", "mountPath": _VOLUME, "subPath": "postgres"},
+            {"name": "run", "mountPath": _RUN},
+            {"name": "postgres-run", "mountPath": "/var/run/postgresql"},
+            {"name": "postgres-tmp", "mountPath": "/tmp"},  # noqa: S108 - a mount of its own, not the host's
+            {"name": "postgres-secrets", "mountPath": airflow_settings.SECRETS, "readOnly": True},
+        ],
+    }
+    return container | _resources(resources)
+
+
+def _airflow(image: str, settings: Settings) -> Object:
+    variables = airflow_settings.environment(settings.airflow.environment())
+    container = {
+        "name": "airflow",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": _env(variables | {"AIRFLOW_DEPLOYER_STOP_SECONDS": str(STOP_SECONDS)}),
+        "ports": [
+            {"name": "http", "containerPort": API_PORT, "protocol": "TCP"},
+            {"name": "probes", "containerPort": PROBE_PORT, "protocol": "TCP"},
+        ],
+        "readinessProbe": _probe("/readyz", period=2, failures=3),
+        # Lenient: a restart interrupts tasks, so it must be the last resort.
+        "livenessProbe": _probe("/livez", period=10, failures=6),
+        "securityContext": _restricted(AIRFLOW_UID),
+        "volumeMounts": [
+            {"name": "data", "mountPath": f"{airflow_settings.HOME}/logs", "subPath": "logs"},
+            {"name": "run", "mountPath": _RUN},
+            {"name": "airflow-secrets", "mountPath": airflow_settings.SECRETS, "readOnly": True},
+        ],
+    }
+    return container | _resources(settings.resources.airflow)
+
+
+def _probe(path: str, *, period: int, failures: int) -> Object:
+    return {
+        "httpGet": {"path": path, "port": "probes", "scheme": "HTTP"},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+        "successThreshold": 1,
+    }
+
+
+def _restricted(user: int) -> Object:
+    """What the Pod Security Standard `restricted` asks of a container."""
+    return {
+        "runAsUser": user,
+        "runAsGroup": user,
+        "runAsNonRoot": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def _secret_volume(name: str, secret: str, keys: tuple[str, ...]) -> Object:
+    return {
+        "name": name,
+        "secret": {
+            "secretName": secret,
+            "defaultMode": 0o440,
+            "items": [{"key": key, "path": key} for key in keys],
+        },
+    }
+
+
+def _resources(resources: ContainerResources) -> Object:
+    amounts = {"requests": _amounts(resources.requests), "limits": _amounts(resources.limits)}
+    return {"resources": {kind: values for kind, values in amounts.items() if values}}
+
+
+def _amounts(amounts: Amounts) -> dict[str, str]:
+    values = {"cpu": amounts.cpu, "memory": amounts.memory}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _env(variables: dict[str, str]) -> list[Object]:
+    return [{"name": name, "value": value} for name, value in sorted(variables.items())]
+
+
+def _metadata(names: Names, name: str) -> Object:
+    return {"name": name, "namespace": names.namespace, "labels": names.labels}
