@@ -171,16 +171,22 @@ class Cluster:
             what=f"update {kind.kind} {name}",
         )
 
-    def apply(self, kind: Kind, namespace: str | None, body: Object, *, dry_run: bool = False) -> Object:
+    def apply(
+        self, kind: Kind, namespace: str | None, body: Object, *, dry_run: bool = False, force: bool = False
+    ) -> Object:
         """Server-side apply as field manager `airflow-deployer`; return the object that results.
 
         Source: https://kubernetes.io/docs/reference/using-api/server-side-apply/.
+
+        Args:
+            dry_run: change nothing, return what would result.
+            force: take over fields that other managers own.
 
         Raises:
             ApiError: 409 names the fields of other managers, 422 a value that is invalid or immutable.
         """
         name = body["metadata"]["name"]
-        query = {"fieldManager": FIELD_MANAGER, "dryRun": "All" if dry_run else ""}
+        query = {"fieldManager": FIELD_MANAGER, "dryRun": "All" if dry_run else "", "force": "true" if force else ""}
         return self._json(
             "PATCH",
             kind.path(namespace, name),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from airflow_deployer import diagnosis
-from airflow_deployer.cluster import CLAIM, EVENT, POD, STATEFUL_SET, Cluster, Kind, Object, UnreachableError
+from airflow_deployer.cluster import CLAIM, EVENT, POD, STATEFUL_SET, ApiError, Cluster, Kind, Object
 from airflow_deployer.diagnosis import Diagnosis
 from airflow_deployer.errors import ClusterError, RolloutError
 from airflow_deployer.manifests import Names
@@ -86,7 +86,8 @@ class Watcher:
     def _take(self, change: tuple[Kind, str, Object | ClusterError]) -> None:
         kind, what, item = change
         if isinstance(item, ClusterError):
-            if not isinstance(item, UnreachableError):
+            # An overloaded or restarting API server answers 429 and 5xx for a while; anything else stays wrong.
+            if isinstance(item, ApiError) and item.status < 500 and item.status != 429:
                 raise item
             self.view.trouble = item
             return
