@@ -1,0 +1,1 @@
+"""Tests: `unit` needs nothing but Python, `e2e` a real cluster."""

@@ -1,0 +1,1 @@
+"""End-to-end tests on a real Docker Engine, registry and Kubernetes API."""

@@ -1,0 +1,1 @@
+"""Unit tests: they mirror the package and need neither Docker nor a cluster."""
