@@ -10,7 +10,7 @@ Reasons are the kubelet's, the scheduler's and the volume controllers'
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Object = dict[str, Any]
@@ -48,7 +48,8 @@ REMEDIES: dict[str, Remedy] = {
     "RunContainerError": Remedy(8.0, "deployer status; kubectl describe pod says more"),
     "CrashLoopBackOff": Remedy(0.0, "mend what the log says, then deployer up"),
     "OOMKilled": Remedy(
-        0.0, "raise resources.CONTAINER.memory_limit in deployer.toml, or let fewer tasks run at once, then deployer up"
+        30.0,
+        "raise resources.CONTAINER.memory_limit in deployer.toml, or let fewer tasks run at once, then deployer up",
     ),
     "Crashed": Remedy(NEVER, ""),
     "Unschedulable": Remedy(
@@ -190,7 +191,7 @@ def _container(pod: str, status: Object, own: Sequence[Object]) -> Diagnosis | N
     if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"):
         return _image(status, reason, str(waiting.get("message") or ""), own)
     if "OOMKilled" in (last.get("reason"), ended.get("reason")) and not status.get("ready"):
-        return _make(
+        killed = _make(
             "OOMKilled",
             f"container {container} of {pod} was killed because it used more memory than its limit "
             f"({restarts} restarts)",
@@ -198,6 +199,7 @@ def _container(pod: str, status: Object, own: Sequence[Object]) -> Diagnosis | N
             previous=bool(last) and not ended,
             warnings=own,
         )
+        return killed if restarts < CRASHES_BEFORE_VERDICT else replace(killed, fatal_after=0.0)
     if reason == "CrashLoopBackOff" and restarts < CRASHES_BEFORE_VERDICT:
         return _make(
             "Crashed",
