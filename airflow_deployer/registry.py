@@ -9,7 +9,7 @@ import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,14 @@ class Reference:
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""
         return f"{self.host}/{self.repository}{tag}{digest}"
+
+
+def public_image(image: str, mirror: str | None) -> str:
+    """Where to take an image from: Docker Hub's come from `mirror` if there is one, all others stay as they are."""
+    reference = Reference.parse(image)
+    if mirror is None or reference.host != DOCKER_HUB:
+        return image
+    return str(replace(reference, host=mirror))
 
 
 @dataclass(frozen=True)
@@ -292,21 +300,38 @@ class Registry:
             # Whether this succeeds does not matter: a registry expires unfinished uploads by itself.
             self._request("DELETE", urlunsplit(("", "", location.path, location.query, "")), scope=scope)
 
-    def _request(self, method: str, path: str, *, scope: str, accept: str = "") -> urllib3.BaseHTTPResponse:
+    def put_tag(self, repository: str, digest: str, tag: str) -> None:
+        """Let `tag` stand for the manifest that the registry holds as `digest`; safe to repeat.
+
+        Raises:
+            RegistryError: the registry lacks the manifest, or refuses the tag.
+        """
+        scope = f"repository:{repository}:pull,push"
+        image = f"{self.host}/{repository}:{tag}"
+        manifest = self._request("GET", f"/v2/{repository}/manifests/{digest}", scope=scope, accept=_MANIFEST_TYPES)
+        if manifest.status != 200:
+            raise self._refused(manifest, f"read {image} from")
+        kind = manifest.headers.get("Content-Type", "")
+        path = f"/v2/{repository}/manifests/{tag}"
+        answer = self._request("PUT", path, scope=scope, content_type=kind, body=manifest.data)
+        if answer.status != 201:
+            raise self._refused(answer, f"tag {image} in")
+
+    def _request(
+        self, method: str, path: str, *, scope: str, accept: str = "", content_type: str = "", body: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
         """One request, with a login when it is asked for."""
-        headers = {"User-Agent": USER_AGENT}
-        if accept:
-            headers["Accept"] = accept
+        headers = {"User-Agent": USER_AGENT, "Accept": accept, "Content-Type": content_type}
+        headers = {name: value for name, value in headers.items() if value}
         if scope in self._authorization:
             headers["Authorization"] = self._authorization[scope]
-        answer = self._ask(method, path, headers)
+        answer = self._ask(method, path, headers, body)
         if answer.status == 401:
-            challenge = answer.headers.get("WWW-Authenticate", "")
             self.login_required = True
-            authorization = self._log_in(challenge, scope)
+            authorization = self._log_in(answer.headers.get("WWW-Authenticate", ""), scope)
             if authorization and authorization != headers.get("Authorization"):
                 self._authorization[scope] = headers["Authorization"] = authorization
-                answer = self._ask(method, path, headers)
+                answer = self._ask(method, path, headers, body)
         return answer
 
     def _log_in(self, challenge: str, scope: str) -> str | None:
@@ -336,7 +361,7 @@ class Registry:
                 "refresh_token": login.identity_token,
             }
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-            answer = self._send("POST", realm, headers, body=urlencode(form))
+            answer = self._send("POST", realm, headers, body=urlencode(form).encode())
         else:
             if login:
                 headers["Authorization"] = f"Basic {_basic(login)}"
@@ -347,28 +372,29 @@ class Registry:
         token = body.get("token") or body.get("access_token")
         return token if isinstance(token, str) else None
 
-    def _ask(self, method: str, path: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    def _ask(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> urllib3.BaseHTTPResponse:
         """Send to the registry itself; the first request finds out whether a loopback registry speaks TLS."""
         endpoint = DOCKER_HUB_ENDPOINT if self.host == DOCKER_HUB else self.host
         if not self._scheme and self._local:
-            answer = self._send(method, f"http://{endpoint}{path}", headers)
+            answer = self._send(method, f"http://{endpoint}{path}", headers, body)
             # What Go's and nginx' servers say to plain HTTP on a TLS port.
-            if answer.status != 400 or b"HTTPS" not in answer.data:
+            if answer.status != 400 or not (method == "HEAD" or b"HTTPS" in answer.data):
                 self._scheme = "http"
                 return answer
         self._scheme = self._scheme or "https"
-        return self._send(method, f"{self._scheme}://{endpoint}{path}", headers)
+        return self._send(method, f"{self._scheme}://{endpoint}{path}", headers, body)
 
-    def _send(self, method: str, url: str, headers: dict[str, str], body: str = "") -> urllib3.BaseHTTPResponse:
+    def _send(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
         import urllib3
 
         # Redirects are followed (without the login when they lead to another host), nothing is tried again.
         retries = urllib3.Retry(connect=0, read=0, status=0, other=0, redirect=3)
-        host = urlsplit(url).netloc
         try:
-            return self._pool(url).request(method, url, headers=headers, body=body or None, retries=retries)
+            return self._pool(url).request(method, url, headers=headers, body=body, retries=retries)
         except urllib3.exceptions.HTTPError as error:
-            raise self._unreachable(host, error) from None
+            raise self._unreachable(urlsplit(url).netloc, error) from None
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         from urllib.request import getproxies, proxy_bypass
