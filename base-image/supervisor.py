@@ -1,0 +1,842 @@
+"""Run Airflow's processes in one container: start and stop them in order, answer the probes, lose no log line.
+
+PID 1 of the container `airflow`. It imports nothing but the standard library (and the database driver, for one check),
+so that it is there at once and stays small; Airflow itself runs in its children.
+
+Order of a start: wait for Postgres, compare the schema with the revisions that were written down when the image was
+built (`schema_revisions.py`), `airflow db migrate` only where it is behind, API server, and once that answers
+everything else: Airflow 3's tasks talk to the API server, and a task that meets a closed port has burned its attempt.
+
+Order of a stop (SIGTERM, SIGINT, or a process that died): scheduler first, API server last, because running tasks
+report to it; then whatever is left over is killed, and the very last act is the file `stopped`, which Postgres waits
+for. A second signal cuts the wait for running tasks short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import http.server
+import json
+import os
+import re
+import select
+import selectors
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+# What `GET /api/v2/monitor/health` reports on; it answers HTTP 200 whatever their state, so the JSON has to be read.
+HEALTH_COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+
+POSTGRES_SECONDS = 300.0  # initdb on a slow disk, or the lock on the volume that a killed pod's survivor still holds
+LOGIN_REFUSED_SECONDS = 15.0  # a server that is still being set up may refuse the login for a moment
+MIGRATION_SECONDS = 1800.0
+API_SERVER_SECONDS = 180.0
+RELEASE_SECONDS = 5.0  # what the scheduler gets to end its job cleanly once its workers are gone
+SWEEP_SECONDS = 5.0
+DRAIN_SECONDS = 2.0
+STUCK_SECONDS = 60.0  # nothing the main loop does takes longer than the 3 s of a database login
+HEALTH_AGE_SECONDS = 1.0
+
+_MAX_LINE = 16 * 1024  # the size at which container runtimes split lines anyway
+_PR_SET_CHILD_SUBREAPER = 36
+
+SCHEMA_FILE = Path(__file__).with_name("schema.json")
+
+SchemaState = Literal["fresh", "behind", "current", "unknown"]
+
+
+class StartError(Exception):
+    """Airflow cannot run as things are; the message says why and is what the pod's status will show."""
+
+
+class StopRequestedError(Exception):
+    """SIGTERM or SIGINT arrived."""
+
+
+class LoginRefusedError(Exception):
+    """Postgres answers, but does not let this user in, or has no such database."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One of Airflow's processes and how patiently it is stopped.
+
+    Args:
+        name: prefix of its log lines.
+        argv: the command.
+        kill_seconds: send SIGKILL after this time. The scheduler's is `Settings.stop_seconds` instead.
+        stop_children: send SIGTERM to its children too.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    kill_seconds: float = 5.0
+    stop_children: bool = False
+
+
+API_SERVER = Component("api-server", ("airflow", "api-server"))
+SCHEDULER = Component("scheduler", ("airflow", "scheduler", "--skip-serve-logs"))
+DAG_PROCESSOR = Component("dag-processor", ("airflow", "dag-processor"))
+# Alone with its signal, the triggerer's parent waits ten seconds for a child that does not hear it; told both, they end
+# in one second, and the job is recorded as ended, so that the next triggerer takes over what waits without a delay.
+TRIGGERER = Component("triggerer", ("airflow", "triggerer", "--skip-serve-logs"), stop_children=True)
+MIGRATION = Component("migration", ("airflow", "db", "migrate"), kill_seconds=10.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things are in the container, and how long running tasks are waited for when it stops.
+
+    Args:
+        secrets: the mounted Secret: `sql-alchemy-conn` and `simple-auth-passwords.json` are read.
+        shared: the emptyDir shared with the container `postgres`; the file `stopped` is written there.
+        airflow_home: a writable directory.
+        schema: what `schema_revisions.py` wrote.
+        termination_log: Kubernetes' `terminationMessagePath`; the cause of a failure goes there.
+        api_port: Airflow's API server, on 127.0.0.1.
+        probe_port: `/livez` and `/readyz` are served there, on every address.
+        stop_seconds: how long the scheduler may wait for running tasks.
+        external_database_managers: whether more than Airflow's own schema has to be migrated, which the check by
+            revisions does not see; then every start migrates.
+    """
+
+    secrets: Path = Path("/run/secrets/airflow-deployer")
+    shared: Path = Path("/run/airflow-deployer")
+    airflow_home: Path = Path("/home/airflow")
+    schema: Path = SCHEMA_FILE
+    termination_log: Path = Path("/dev/termination-log")
+    api_port: int = 8080
+    probe_port: int = 8081
+    stop_seconds: float = 30.0
+    external_database_managers: bool = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Read `AIRFLOW_DEPLOYER_STOP_SECONDS` and the settings of Airflow that matter here.
+
+        Raises:
+            StartError: a value is not a number.
+        """
+
+        def number(name: str, default: float) -> float:
+            try:
+                return float(environment.get(name, default))
+            except ValueError:
+                raise StartError(f"{name} is {environment[name]!r}, which is not a number.") from None
+
+        return cls(
+            airflow_home=Path(environment.get("AIRFLOW_HOME", "/home/airflow")),
+            api_port=int(number("AIRFLOW__API__PORT", 8080)),
+            stop_seconds=number("AIRFLOW_DEPLOYER_STOP_SECONDS", 30.0),
+            external_database_managers=bool(environment.get("AIRFLOW__DATABASE__EXTERNAL_DB_MANAGERS", "").strip()),
+        )
+
+
+@dataclass
+class Process:
+    """A child that was started.
+
+    Args:
+        component: what it is.
+        pid: its process id, the id of its session too.
+        exit_code: None while it runs; negative: the signal that ended it.
+    """
+
+    component: Component
+    pid: int
+    exit_code: int | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its end has not been seen yet."""
+        return self.exit_code is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to this process alone; does nothing when it has ended."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, also to its children where the component wants that."""
+        if self.running and self.component.stop_children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGTERM)
+        else:
+            self.signal(signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class SchemaRevisions:
+    """What the Airflow in this image knows of the database's history.
+
+    Args:
+        airflow: its version.
+        heads: the revisions of an up-to-date database.
+        revisions: every revision it can migrate from.
+    """
+
+    airflow: str
+    heads: frozenset[str]
+    revisions: frozenset[str]
+
+    @classmethod
+    def read(cls, path: Path) -> SchemaRevisions:
+        """Read what `schema_revisions.py` wrote."""
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return cls(document["airflow"], frozenset(document["heads"]), frozenset(document["revisions"]))
+
+
+def classify_schema(recorded: Collection[str], known: SchemaRevisions) -> SchemaState:
+    """Compare the rows of `alembic_version` with what this Airflow knows.
+
+    `unknown` is a database that some other Airflow migrated past what this one can read, normally a newer one.
+    """
+    if not recorded:
+        return "fresh"
+    if frozenset(recorded) == known.heads:
+        return "current"
+    if frozenset(recorded) <= known.revisions:
+        return "behind"
+    return "unknown"
+
+
+def libpq_url(sqlalchemy_url: str) -> str:
+    """Turn SQLAlchemy's `postgresql+psycopg2://...` into the URL that Postgres' own library takes."""
+    return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", sqlalchemy_url.strip())
+
+
+def connect(url: str) -> Any:
+    """Log in to Postgres within three seconds.
+
+    Raises:
+        LoginRefusedError: the server answered and refused this user or this database.
+        ConnectionError: nothing answers yet, or the server is starting.
+    """
+    import psycopg2
+
+    try:
+        return psycopg2.connect(url, connect_timeout=3, application_name="supervisor")
+    except psycopg2.OperationalError as error:
+        cause = str(error).strip().partition("\n")[0]
+        # The driver reports no SQLSTATE for a failed connection, so the text has to tell.
+        if re.search(r"authentication failed|(role|database) .* does not exist", cause):
+            raise LoginRefusedError(cause) from None
+        raise ConnectionError(cause) from None
+
+
+def read_schema(connection: Any) -> frozenset[str]:
+    """Return the rows of `alembic_version`; empty for a database that has none, or whose initial rows are missing.
+
+    Airflow stamps a new database before it adds the default pool and the log template, without which no task runs and
+    no log is found; a first start that was interrupted in between has to migrate again.
+    """
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('alembic_version')")
+        if cursor.fetchone()[0] is None:
+            return frozenset()
+        cursor.execute("SELECT version_num FROM alembic_version")
+        recorded = frozenset(row[0] for row in cursor.fetchall())
+        cursor.execute("SELECT to_regclass('slot_pool'), to_regclass('log_template')")
+        if None in cursor.fetchone():
+            return recorded
+        cursor.execute(
+            "SELECT EXISTS (SELECT 1 FROM slot_pool WHERE pool = 'default_pool'), EXISTS (SELECT 1 FROM log_template)"
+        )
+        return recorded if all(cursor.fetchone()) else frozenset()
+
+
+def missing_components(health: Mapping[str, Any]) -> list[str]:
+    """Name the components that Airflow's health document does not call healthy, with the status it gives them."""
+    missing = []
+    for name in HEALTH_COMPONENTS:
+        entry = health.get(name)
+        status = entry.get("status") if isinstance(entry, Mapping) else None
+        if status != "healthy":
+            missing.append(f"{name} is {status or 'not reported yet'}")
+    return missing
+
+
+def exit_cause(exit_code: int) -> str:
+    """Say how a process ended."""
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    with contextlib.suppress(ValueError):
+        return f"signal {signal.Signals(-exit_code).name}"
+    return f"signal {-exit_code}"
+
+
+def descendants(root: int, parents: Mapping[int, int]) -> list[int]:
+    """List the processes below `root`, parents before their children, from a map of process id to parent's id."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    level = [root]
+    while level:
+        level = [pid for parent in level for pid in sorted(children.get(parent, []))]
+        found += level
+    return found
+
+
+def read_parents(proc: Path = Path("/proc")) -> dict[int, int]:
+    """Map every process id that is seen here to its parent's, zombies left out (proc(5), `stat`)."""
+    parents = {}
+    for entry in proc.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # The name in parentheses may hold spaces and parentheses itself.
+                state, parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    parents[int(entry.name)] = int(parent)
+    return parents
+
+
+def prefix_lines(prefix: bytes, pending: bytes, data: bytes) -> tuple[bytes, bytes]:
+    """Put a prefix before each whole line of `pending + data`; return those lines, and the beginning of the next one.
+
+    A line longer than 16 KiB is cut, so that what is pending stays small.
+    """
+    *lines, rest = (pending + data).split(b"\n")
+    while len(rest) > _MAX_LINE:
+        lines.append(rest[:_MAX_LINE])
+        rest = rest[_MAX_LINE:]
+    return b"".join(prefix + line + b"\n" for line in lines), rest
+
+
+class LogPump(threading.Thread):
+    """Copies what the children write to one output, line by line, with the name of who wrote it.
+
+    A thread of its own: a slow reader of the container's log holds up the writers, as it would without us, but never
+    signals or probes. At most one pipe's content and one unfinished line per child are held in memory.
+    """
+
+    def __init__(self, output: int) -> None:
+        super().__init__(name="log pump", daemon=True)
+        self._output = output
+        self._selector = selectors.DefaultSelector()
+        self._drain_until: float | None = None
+
+    def open(self, name: str) -> int:
+        """Return the descriptor to write to as `name`; the reader sees its end when every copy is closed."""
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        self._selector.register(reader, selectors.EVENT_READ, _Source(f"[{name}] ".encode()))
+        return writer
+
+    def drain(self, seconds: float) -> None:
+        """Write out what is still in the pipes and end: when all are closed, at the latest after `seconds`."""
+        self._drain_until = time.monotonic() + seconds
+        self.join(seconds + 1.0)
+
+    def run(self) -> None:
+        while self._drain_until is None or (self._selector.get_map() and time.monotonic() < self._drain_until):
+            for key, _ in self._selector.select(0.2):
+                self._copy(key)
+        for key in list(self._selector.get_map().values()):
+            self._end(key)
+
+    def _copy(self, key: selectors.SelectorKey) -> None:
+        try:
+            data = os.read(key.fd, 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._end(key)
+            return
+        source: _Source = key.data
+        text, source.pending = prefix_lines(source.prefix, source.pending, data)
+        self._write(text)
+
+    def _end(self, key: selectors.SelectorKey) -> None:
+        source: _Source = key.data
+        if source.pending:
+            self._write(source.prefix + source.pending + b"\n")
+        self._selector.unregister(key.fileobj)
+        os.close(key.fd)
+
+    def _write(self, text: bytes) -> None:
+        view = memoryview(text)
+        with contextlib.suppress(OSError):  # nobody reads any more: the children must go on all the same
+            while view:
+                view = view[os.write(self._output, view) :]
+
+
+@dataclass
+class _Source:
+    prefix: bytes
+    pending: bytes = b""
+
+
+class ApiServer:
+    """What the API server on this host says about itself and the others."""
+
+    def __init__(self, port: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._port = port
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._health: Mapping[str, Any] | None = None
+        self._health_at = float("-inf")
+
+    def answers(self, timeout: float) -> bool:
+        """Whether `GET /api/v2/version` is answered with 200 in `timeout` s; it needs neither login nor database."""
+        return self._get("/api/v2/version", timeout) is not None
+
+    def health(self) -> Mapping[str, Any] | None:
+        """`GET /api/v2/monitor/health`, asked at most once a second; None when it does not answer within 3 s."""
+        with self._lock:
+            if self._clock() - self._health_at >= HEALTH_AGE_SECONDS:
+                document = self._get("/api/v2/monitor/health", 3.0)
+                self._health = document if isinstance(document, dict) else None
+                self._health_at = self._clock()
+            return self._health
+
+    def _get(self, path: str, timeout: float) -> Any | None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return json.loads(response.read()) if response.status == 200 else None
+        except (OSError, ValueError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a probe is told: `ok` becomes 200 or 503, the document its JSON body."""
+
+    ok: bool
+    document: dict[str, Any]
+
+
+class ProbeServer(http.server.ThreadingHTTPServer):
+    """Serves `GET /livez` and `GET /readyz` as JSON."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, port: int, answers: Mapping[str, Callable[[], Answer]]) -> None:
+        self.answers = answers
+        super().__init__(("", port), _ProbeHandler)
+
+
+class _ProbeHandler(http.server.BaseHTTPRequestHandler):
+    timeout = 5
+    server: ProbeServer
+
+    def do_GET(self) -> None:
+        answer = self.server.answers.get(self.path.partition("?")[0])
+        if answer is None:
+            self.send_error(404)
+            return
+        result = answer()
+        body = json.dumps(result.document).encode() + b"\n"
+        self.send_response(200 if result.ok else 503)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the kubelet asks every few seconds."""
+
+
+@dataclass
+class Supervisor:
+    """Starts, watches and stops the processes; `run` is its life.
+
+    Args:
+        settings: paths, ports and times.
+        api_server: started first, stopped last.
+        scheduler: started once the API server answers, stopped first; its children are the running tasks.
+        others: started with the scheduler.
+        migration: brings the schema up to date.
+        output: descriptor that all log lines go to.
+    """
+
+    settings: Settings
+    api_server: Component = API_SERVER
+    scheduler: Component = SCHEDULER
+    others: tuple[Component, ...] = (DAG_PROCESSOR, TRIGGERER)
+    migration: Component = MIGRATION
+    output: int = 1
+
+    phase: str = field(default="starting", init=False)
+    processes: dict[str, Process] = field(default_factory=dict, init=False)
+    _signals: int = field(default=0, init=False)
+    _beat: float = field(default_factory=time.monotonic, init=False)
+    _api_answered: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+        self._pump = LogPump(self.output)
+        self._log_pipe = self._pump.open("supervisor")
+        os.set_blocking(self._log_pipe, False)
+        self._api = ApiServer(self.settings.api_port)
+        self._wakeup, self._wakeup_writer = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        os.set_blocking(self._wakeup_writer, False)
+
+    def run(self) -> int:
+        """Run until a signal or until something fails, leave nothing behind, and return the exit code (0 or 1)."""
+        self._pump.start()
+        self._adopt_orphans()
+        self._catch_signals()
+        probes = ProbeServer(self.settings.probe_port, {"/livez": self.liveness, "/readyz": self.readiness})
+        threading.Thread(target=probes.serve_forever, name="probes", daemon=True).start()
+        exit_code = 0
+        try:
+            (self.settings.shared / "stopped").unlink(missing_ok=True)
+            self._start()
+            while True:
+                self._step(1.0)
+        except StopRequestedError:
+            self.log("Stopping: the container is asked to end.")
+        except StartError as error:
+            exit_code = 1
+            self.log(f"Stopping: {error}")
+            self._report(str(error))
+        except Exception as error:
+            # PID 1 must not go without stopping the others; what it was is for the log.
+            exit_code = 1
+            self.log(f"Stopping: the supervisor itself failed: {error!r}")
+            self._report(f"The supervisor itself failed: {error!r}")
+        self._stop()
+        self.log(f"Stopped after {time.monotonic() - self._started:.1f} s.")
+        os.close(self._log_pipe)
+        self._pump.drain(DRAIN_SECONDS)
+        probes.server_close()
+        with contextlib.suppress(OSError):
+            (self.settings.shared / "stopped").touch()
+        return exit_code
+
+    def log(self, message: str) -> None:
+        """Write a line of our own, dropped rather than waited for when nobody reads the log."""
+        now = time.time()
+        stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d}Z"
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._log_pipe, f"{stamp} {message}\n".encode())
+
+    def liveness(self) -> Answer:
+        """Whether a restart would help: the main loop is stuck, or the API server hangs. Postgres plays no part."""
+        problem = None
+        api_server = self.processes.get(self.api_server.name)
+        if time.monotonic() - self._beat > STUCK_SECONDS:
+            problem = "the supervisor is stuck"
+        elif (
+            self.phase != "stopping"
+            and self._api_answered
+            and not (api_server and api_server.running and self._api.answers(5.0))
+        ):
+            problem = "the API server does not answer"
+        return Answer(problem is None, {"live": problem is None, "phase": self.phase, "problem": problem})
+
+    def readiness(self) -> Answer:
+        """Whether Airflow calls all its components healthy, and if not, what is missing."""
+        health: Mapping[str, Any] | None = None
+        if self.phase != "running":
+            missing = [self.phase]
+        elif (health := self._api.health()) is None:
+            missing = ["the API server does not answer"]
+        else:
+            missing = missing_components(health)
+        processes = {
+            name: "running" if process.exit_code is None else exit_cause(process.exit_code)
+            for name, process in list(self.processes.items())
+        }
+        document = {
+            "ready": not missing,
+            "phase": self.phase,
+            "missing": missing,
+            "components": health or {},
+            "processes": processes,
+        }
+        return Answer(not missing, document)
+
+    def _start(self) -> None:
+        self._copy_passwords()
+        self._enter("waiting for postgres")
+        if self._wait_for_schema() != "current":
+            self._enter("migrating the database")
+            self._migrate()
+        self._enter("starting api-server")
+        self._spawn(self.api_server)
+        deadline = time.monotonic() + API_SERVER_SECONDS
+        while not self._api.answers(1.0):
+            if time.monotonic() > deadline:
+                raise StartError(f"the API server did not answer within {API_SERVER_SECONDS:.0f} s.")
+            self._step(0.1)
+        self._api_answered = True
+        for component in (self.scheduler, *self.others):
+            self._spawn(component)
+        self._enter("running")
+
+    def _enter(self, phase: str) -> None:
+        self.phase = phase
+        self.log(f"{phase[0].upper()}{phase[1:]} ({time.monotonic() - self._started:.1f} s after the start).")
+
+    def _copy_passwords(self) -> None:
+        """Copy the password file, which Airflow opens for writing, out of the read-only Secret."""
+        source = self.settings.secrets / "simple-auth-passwords.json"
+        target = self.settings.airflow_home / "simple-auth-passwords.json"
+        try:
+            content = source.read_bytes()
+        except OSError as error:
+            raise StartError(f"the login of Airflow cannot be read from the Secret: {error}.") from None
+        # A file of an earlier start keeps its mode when it is opened again, so it goes first.
+        target.unlink(missing_ok=True)
+        target.touch(mode=0o600, exist_ok=False)
+        target.write_bytes(content)
+        os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"] = str(target)
+
+    def _wait_for_schema(self) -> SchemaState:
+        known = SchemaRevisions.read(self.settings.schema)
+        recorded = self._wait_for_postgres()
+        state = classify_schema(recorded, known)
+        if state == "unknown":
+            raise StartError(
+                f"the database is at schema revision {', '.join(sorted(recorded))}, which Airflow {known.airflow} in "
+                "this image does not know: a newer Airflow has used this database. Nothing was changed. Deploy the "
+                "newer Airflow again, or restore a backup made before the upgrade."
+            )
+        self.log(f"The schema of the database is {state}.")
+        return "behind" if state == "current" and self.settings.external_database_managers else state
+
+    def _wait_for_postgres(self) -> frozenset[str]:
+        try:
+            url = libpq_url((self.settings.secrets / "sql-alchemy-conn").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StartError(f"the address of the database cannot be read from the Secret: {error}.") from None
+        begin = time.monotonic()
+        refused_since: float | None = None
+        told, told_at = "", begin
+        while True:
+            try:
+                connection = connect(url)
+                try:
+                    return read_schema(connection)
+                finally:
+                    connection.close()
+            except LoginRefusedError as error:
+                cause = str(error)
+                refused_since = refused_since or time.monotonic()
+                if time.monotonic() - refused_since > LOGIN_REFUSED_SECONDS:
+                    raise StartError(
+                        f"Postgres refuses the login: {cause}. The volume and the Secret do not belong together."
+                    ) from None
+            except ConnectionError as error:
+                cause = str(error)
+                refused_since = None
+            now = time.monotonic()
+            if now - begin > POSTGRES_SECONDS:
+                raise StartError(f"Postgres did not answer within {POSTGRES_SECONDS:.0f} s: {cause}.")
+            if cause != told or now - told_at > 15.0:
+                self.log(f"Postgres is not there yet: {cause}")
+                told, told_at = cause, now
+            self._step(0.2)
+
+    def _migrate(self) -> None:
+        process = self._spawn(self.migration)
+        deadline = time.monotonic() + MIGRATION_SECONDS
+        while process.running:
+            if time.monotonic() > deadline:
+                raise StartError(f"`airflow db migrate` did not end within {MIGRATION_SECONDS:.0f} s.")
+            self._step(1.0)
+        if process.exit_code:
+            raise StartError(f"`airflow db migrate` failed with {exit_cause(process.exit_code)}; see the log.")
+        del self.processes[self.migration.name]
+
+    def _step(self, seconds: float) -> None:
+        """Wait for the next event, at most `seconds`, and act on it.
+
+        Raises:
+            StopRequestedError: a signal asks us to stop.
+            StartError: one of the processes that must run has ended.
+        """
+        self._wait_for_event(seconds)
+        if self._signals:
+            raise StopRequestedError
+        for process in self.processes.values():
+            if process.exit_code is not None and process.component is not self.migration:
+                raise StartError(f"{process.component.name} ended with {exit_cause(process.exit_code)}.")
+
+    def _wait_for_event(self, seconds: float) -> None:
+        self._beat = time.monotonic()
+        select.select([self._wakeup], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wakeup, 4096)
+        self._reap()
+        self._beat = time.monotonic()
+
+    def _reap(self) -> None:
+        """Collect every child that ended, orphans that were handed to us included."""
+        by_pid = {process.pid: process for process in self.processes.values()}
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid in by_pid:
+                    by_pid[pid].exit_code = os.waitstatus_to_exitcode(status)
+
+    def _spawn(self, component: Component) -> Process:
+        writer = self._pump.open(component.name)
+        try:
+            pid = os.posix_spawnp(
+                component.argv[0],
+                component.argv,
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, writer, 1),
+                    (os.POSIX_SPAWN_DUP2, writer, 2),
+                ],
+                # A session of its own: no signal meant for it reaches the others.
+                setsid=True,
+                # Python ignores it, and what is ignored stays ignored in a child.
+                setsigdef=[signal.SIGPIPE],
+            )
+        except OSError as error:
+            raise StartError(f"{component.name} cannot be started: {error}.") from None
+        finally:
+            os.close(writer)
+        self.processes[component.name] = process = Process(component, pid)
+        return process
+
+    def _stop(self) -> None:
+        self._enter("stopping")
+        # A signal that arrives from now on means: do not wait.
+        self._signals = 0
+        scheduler = self.processes.get(self.scheduler.name)
+        if scheduler and scheduler.running:
+            scheduler.ask_to_end()
+        else:
+            # The workers of a scheduler that died would go on, deaf to SIGTERM.
+            self._kill_strays()
+        api_server = self.processes.get(self.api_server.name)
+        others = [process for process in self.processes.values() if process not in (scheduler, api_server)]
+        begin = time.monotonic()
+        for process in others:
+            process.ask_to_end()
+        if scheduler:
+            self._await_scheduler(scheduler, self.settings.stop_seconds if self._tasks_can_finish() else 0.0)
+        for process in others:
+            self._await(process, begin)
+        if api_server:
+            begin = time.monotonic()
+            api_server.ask_to_end()
+            self._await(api_server, begin)
+        self._kill_strays()
+
+    def _tasks_can_finish(self) -> bool:
+        """Whether it makes sense to wait for running tasks: they need the API server, and that needs Postgres."""
+        api_server = self.processes.get(self.api_server.name)
+        if not api_server or not api_server.running:
+            return False
+        health = self._api.health()
+        return health is not None and not any(line.startswith("metadatabase ") for line in missing_components(health))
+
+    def _await_scheduler(self, scheduler: Process, seconds: float) -> None:
+        """Let running tasks finish for `seconds`, then end them in a way that lets them start over.
+
+        A task that is killed together with its worker reports nothing, so that the next scheduler runs it again even
+        where it has no retries; one that is asked to end would be a failed one. The scheduler itself still ends its job
+        cleanly, which is how the next one knows at once that these tasks have no owner.
+        """
+        deadline = time.monotonic() + seconds
+        told = False
+        while scheduler.running and time.monotonic() < deadline and not self._signals:
+            self._wait_for_event(0.2)
+            if not told and time.monotonic() > deadline - seconds + 3.0:
+                self.log(f"Waiting up to {seconds:.0f} s for running tasks; a second signal ends them now.")
+                told = True
+        if scheduler.running:
+            self.log("Ending the running tasks; they start over at the next start.")
+            for pid in descendants(scheduler.pid, read_parents()):
+                _kill(pid)
+        self._wait_until(lambda: not scheduler.running, RELEASE_SECONDS)
+        if scheduler.running:
+            self.log("Killing scheduler, which did not end.")
+            scheduler.signal(signal.SIGKILL)
+            self._wait_until(lambda: not scheduler.running, SWEEP_SECONDS)
+
+    def _await(self, process: Process, begin: float) -> None:
+        component = process.component
+        self._wait_until(lambda: not process.running, begin + component.kill_seconds - time.monotonic())
+        if process.running:
+            self.log(f"Killing {component.name}, which did not end within {component.kill_seconds:.0f} s.")
+            process.signal(signal.SIGKILL)
+            self._wait_until(lambda: not process.running, SWEEP_SECONDS)
+
+    def _wait_until(self, done: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not done() and (left := deadline - time.monotonic()) > 0:
+            self._wait_for_event(min(left, 0.2))
+
+    def _kill_strays(self) -> None:
+        """Kill whatever lives below us and belongs to no process that still runs, and wait until it is gone."""
+        deadline = time.monotonic() + SWEEP_SECONDS
+        while strays := self._strays():
+            if time.monotonic() > deadline:
+                self.log(f"Leaving processes that cannot be killed: {strays}")
+                return
+            for pid in strays:
+                _kill(pid)
+            self._wait_for_event(0.05)
+
+    def _strays(self) -> list[int]:
+        parents = read_parents()
+        owned: set[int] = set()
+        for process in self.processes.values():
+            if process.running:
+                owned.update((process.pid, *descendants(process.pid, parents)))
+        return [pid for pid in descendants(os.getpid(), parents) if pid not in owned]
+
+    def _adopt_orphans(self) -> None:
+        """Have orphans handed to us also where we are not PID 1 (a runtime's own init, a shared process namespace)."""
+        if os.getpid() != 1:
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def _catch_signals(self) -> None:
+        def stop(number: int, frame: object) -> None:
+            self._signals += 1
+
+        signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        # A handler is what makes it write to the wake-up descriptor; `_reap` does the work.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def _report(self, cause: str) -> None:
+        """Leave the cause where the kubelet puts it into the container's status."""
+        with contextlib.suppress(OSError):
+            self.settings.termination_log.write_text(f"{cause[0].upper()}{cause[1:]}\n", encoding="utf-8")
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def main() -> int:
+    """Run the supervisor with the settings of the environment; return the exit code."""
+    try:
+        settings = Settings.from_environment(os.environ)
+    except StartError as error:
+        print(f"[supervisor] {error}", flush=True)
+        return 1
+    return Supervisor(settings).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
