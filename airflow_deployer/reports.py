@@ -1,0 +1,174 @@
+"""What commands tell when they are done: plain records with one form for programs and one for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Lines = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class ImportErrorReport:
+    """A DAG file that Airflow could not import; `cause` is the last line of its traceback."""
+
+    file: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class UpReport:
+    """What `deployer up` did and what runs now.
+
+    Attributes:
+        changes: object (`StatefulSet airflow`) to what happened to it; unchanged ones are left out.
+        pod: kept, replaced or created.
+        dags: the number of DAGs that Airflow lists.
+        import_errors: what Airflow could not import.
+        steps: seconds by step.
+        url: where the forward answers, or None when there is none.
+    """
+
+    context: str
+    namespace: str
+    name: str
+    image: str
+    content_id: str
+    airflow_version: str
+    changes: dict[str, str]
+    pod: str
+    dags: int
+    import_errors: tuple[ImportErrorReport, ...]
+    warnings: tuple[str, ...]
+    steps: dict[str, float]
+    url: str | None
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
+        return asdict(self)
+
+    def lines(self) -> Lines:
+        """The report for a person."""
+        changed = ", ".join(f"{what} {how}" for what, how in self.changes.items())
+        pod = "" if self.pod == "kept" else f"pod {self.pod}"
+        times = ", ".join(f"{title} {seconds:.1f} s" for title, seconds in self.steps.items() if seconds >= 0.05)
+        lines = [
+            ("Airflow", f"{self.airflow_version}, {_count(self.dags, 'DAG')}, healthy"),
+            ("where", f"{self.name} in namespace {self.namespace}, context {self.context}"),
+            ("content", self.content_id[:12]),
+            ("changed", "; ".join(filter(None, (changed, pod))) or "nothing"),
+            ("took", f"{sum(self.steps.values()):.1f} s: {times}"),
+        ]
+        if self.import_errors:
+            lines.append(("errors", "\n".join(f"{error.file}: {error.cause}" for error in self.import_errors)))
+        if self.url:
+            lines.append(("URL", self.url))
+            lines.append(("login", "admin; the password: deployer status --show-password"))
+        return lines
+
+
+@dataclass(frozen=True)
+class DownReport:
+    """What `deployer down` removed and what it kept."""
+
+    context: str
+    namespace: str
+    name: str
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
+        return asdict(self)
+
+    def lines(self) -> Lines:
+        """The report for a person."""
+        lines = [("removed", ", ".join(self.removed) or "nothing: there was nothing left")]
+        if self.kept:
+            lines.append(("kept", ", ".join(self.kept) + "; the next `deployer up` goes on with it"))
+        return lines
+
+
+@dataclass(frozen=True)
+class ContainerReport:
+    """One container of the pod."""
+
+    name: str
+    image: str
+    ready: bool
+    restarts: int
+    state: str
+
+
+@dataclass(frozen=True)
+class StatusReport:
+    """What runs, for `deployer status`.
+
+    Attributes:
+        deployed: whether there is a StatefulSet at all.
+        ready: whether its pod is ready.
+        problem: why it is not, as the diagnosis says.
+        components: Airflow's component to its health (`healthy`, `unhealthy`, or None when it has none).
+        password: the admin user's, only when it was asked for.
+    """
+
+    context: str
+    namespace: str
+    name: str
+    deployed: bool
+    ready: bool = False
+    problem: str = ""
+    image: str = ""
+    content_id: str = ""
+    airflow_version: str = ""
+    containers: tuple[ContainerReport, ...] = ()
+    components: dict[str, str | None] = field(default_factory=dict)
+    dags: int | None = None
+    import_errors: tuple[ImportErrorReport, ...] = ()
+    volume: str = ""
+    url: str | None = None
+    login: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def healthy(self) -> bool:
+        """True when the pod is ready and no component of Airflow is unhealthy."""
+        return self.deployed and self.ready and all(state == "healthy" for state in self.components.values())
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON-able values; the password only when it was asked for."""
+        document = asdict(self) | {"healthy": self.healthy}
+        if self.password is None:
+            del document["password"]
+        return document
+
+    def lines(self) -> Lines:
+        """The report for a person."""
+        where = f"{self.name} in namespace {self.namespace}, context {self.context}"
+        if not self.deployed:
+            lines = [("state", "not deployed; deployer up   deploys it"), ("where", where)]
+            return [*lines, ("volume", self.volume)] if self.volume else lines
+        lines = [
+            ("state", "healthy" if self.healthy else f"not healthy: {self.problem}"),
+            ("where", where),
+            ("Airflow", f"{self.airflow_version}" + (f", {_count(self.dags, 'DAG')}" if self.dags is not None else "")),
+            ("image", self.image),
+            ("content", self.content_id[:12]),
+        ]
+        lines += [
+            (container.name, f"{container.state}, {_count(container.restarts, 'restart')}")
+            for container in self.containers
+        ]
+        if self.components:
+            lines.append(("components", ", ".join(f"{name} {state}" for name, state in self.components.items())))
+        if self.import_errors:
+            lines.append(("errors", "\n".join(f"{error.file}: {error.cause}" for error in self.import_errors)))
+        lines.append(("volume", self.volume))
+        lines.append(("URL", self.url or "no forward runs; deployer port-forward   starts one"))
+        if self.login:
+            lines.append(("login", self.login + (f" / {self.password}" if self.password else "")))
+        return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
