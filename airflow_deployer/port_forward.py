@@ -48,6 +48,7 @@ _BACKLOG = 1024
 _OPENING_AT_ONCE = 16
 _OPEN_DEADLINE = 15.0
 _CLOSE_DEADLINE = 2.0
+_FIRST_BYTE = 0.01
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0
 # How long a new connection is held open while there is no pod to serve it.
 _PATIENCE = 30.0
@@ -604,9 +605,10 @@ class _Connection:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         delay = _FIRST_DELAY
-        # A client that only looked whether the port is open is gone by now, and no stream is opened for it.
-        await asyncio.sleep(0)
-        while not (self._writer.transport.is_closing() or self._reader.at_eof()):
+        # A client that only looks whether the port is open leaves at once, and no stream is opened for it.
+        with contextlib.suppress(asyncio.TimeoutError):
+            self._undelivered = bytearray(await asyncio.wait_for(self._reader.read(_CHUNK), _FIRST_BYTE))
+        while not (self._writer.transport.is_closing() or (self._reader.at_eof() and not self._undelivered)):
             try:
                 await self._relay(await self._forward.api.open_stream())
                 return
