@@ -1,0 +1,1 @@
+"""The native provider: a real Kubernetes from Debian's packages alone, as processes of this machine."""
