@@ -118,7 +118,7 @@ def read_project(project: Path, paths: Project) -> ProjectContent:
         ProjectError: no `dags/`, no DAG file in it, or a file that cannot be shipped, with its path.
     """
     project = project.resolve()
-    if not (project / paths.dags).is_dir():
+    if not _folder_exists(project / paths.dags, paths.dags):
         raise ProjectError(
             f"Cannot deploy {project}: it has no folder {paths.dags}/.",
             hint=f"Run this in the folder that holds {paths.dags}/, or begin one: mkdir {paths.dags}",
@@ -257,14 +257,25 @@ def _ignore_patterns(project: Path) -> Ignored:
 def _walk(project: Path, folder: str, target: str, ignored: Ignored) -> Iterator[File]:
     """The files below `folder`, which need not exist; `project` is resolved and bounds symbolic links."""
     start = os.path.normpath(project / folder)
-    try:
-        if not stat.S_ISDIR(os.stat(start).st_mode):  # noqa: PTH116 - as in the walk below
-            raise ProjectError(f"Cannot deploy {folder}: it is not a folder.")
-    except FileNotFoundError:
+    if not _folder_exists(Path(start), folder):
         return
     name = "" if folder == "." else os.path.relpath(start, project)
     _inside_project(start, name, project)
     yield from _walk_folder(start, name, target, ignored, project, (os.path.realpath(start),))
+
+
+def _folder_exists(path: Path, name: str) -> bool:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise _broken_link(name, "leads nowhere") from None
+        return False
+    except OSError as error:
+        raise ProjectError(f"Cannot read the folder {_shown(name)}: {error.strerror}.") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise ProjectError(f"Cannot deploy {_shown(name)}: it is not a folder.")
+    return True
 
 
 def _walk_folder(
@@ -318,16 +329,19 @@ def _inside_project(path: str, name: str, project: Path) -> None:
     try:
         real = os.path.realpath(path, strict=True)
     except OSError as error:
-        reason = "leads in a circle" if error.errno == errno.ELOOP else "leads nowhere"
-        raise ProjectError(
-            f"Cannot deploy {_shown(name)}: it is a symbolic link that {reason}.",
-            hint=f"Remove the link, or list it in {IGNORE_FILE}.",
-        ) from None
+        raise _broken_link(name, "leads in a circle" if error.errno == errno.ELOOP else "leads nowhere") from None
     if real != str(project) and not real.startswith(f"{project}{os.sep}"):
         raise ProjectError(
             f"Cannot deploy {_shown(name)}: it is a symbolic link to {_shown(real)}, outside the project.",
             hint=f"Copy what it leads to into the project, or list the link in {IGNORE_FILE}.",
         )
+
+
+def _broken_link(name: str, reason: str) -> ProjectError:
+    return ProjectError(
+        f"Cannot deploy {_shown(name)}: it is a symbolic link that {reason}.",
+        hint=f"Remove the link, or list it in {IGNORE_FILE}.",
+    )
 
 
 def _read_file(source: str, name: str, target: str, status: os.stat_result) -> File:

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import ssl
+import warnings
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -193,9 +194,12 @@ def find_credentials(host: str) -> Credentials | None:
     from docker.errors import DockerException
 
     try:
-        found = auth.resolve_authconfig(auth.load_config(), registry=host) or {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a missing helper is told by the error below
+            found = auth.resolve_authconfig(auth.load_config(), registry=host) or {}
     except (DockerException, ValueError) as error:
-        reason = "a credential helper failed" if "store" in str(error).lower() else "its login data cannot be read"
+        missing = re.search(r"docker-credential-[\w.-]+ not installed", str(error.__cause__))
+        reason = missing[0] if missing else "it cannot be read, or its credential helper failed"
         raise RegistryError(
             f"Cannot find the login for {host} in Docker's configuration: {reason}.", hint=f"docker login {host}"
         ) from None
