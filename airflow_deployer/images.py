@@ -423,6 +423,13 @@ class Engine:
                 container.remove(force=True, v=True)
         return Output(text, errors, exit_code)
 
+    def close(self) -> None:
+        """Let go of the connections; the engine can be used again."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
     def _connected(self) -> docker.DockerClient:
         with self._lock:
             if self._client is None:

@@ -1,0 +1,100 @@
+"""The import check's report: what stops a deploy, what is only told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from airflow_deployer.errors import GateError
+from airflow_deployer.gate import GateReport, parse_report
+
+PROBLEM: dict[str, Any] = {
+    "path": "include/shop.py",
+    "line": 3,
+    "dag_file": "dags/orders.py",
+    "kind": "import",
+    "exception": "ModuleNotFoundError",
+    "message": "No module named 'pandas'",
+    "traceback": ["Traceback (most recent call last):", '  File "include/shop.py", line 3, in <module>'],
+}
+
+
+def report(**parts: Any) -> GateReport:
+    document = {
+        "airflow": "3.3.2",
+        "seconds": 4.2,
+        "files": [{"path": "dags/orders.py", "dag_ids": ["orders"], "seconds": 0.2}],
+        "errors": [],
+        "needs_database": [],
+        "duplicates": [],
+        "skipped": [],
+    }
+    return parse_report(json.dumps(document | parts) + "\n", 0, [])
+
+
+def test_a_clean_report_stops_nothing() -> None:
+    clean = report()
+    clean.raise_for_errors()
+    assert (clean.dag_ids, clean.summary, clean.warnings) == (["orders"], "1 DAG in 1 file", [])
+
+
+def test_one_error_is_shown_with_file_line_cause_and_traceback() -> None:
+    with pytest.raises(GateError) as caught:
+        report(errors=[PROBLEM]).raise_for_errors()
+    assert caught.value.message == (
+        "Nothing was deployed, the DAGs have an error:\n"
+        "include/shop.py, line 3: ModuleNotFoundError: No module named 'pandas' (while importing dags/orders.py)"
+    )
+    assert "requirements.txt" in caught.value.hint
+    assert caught.value.details == tuple(PROBLEM["traceback"])
+
+
+def test_two_dags_with_one_id_are_shown_with_their_places() -> None:
+    places = [{"path": "dags/a.py", "line": 4}, {"path": "dags/b.py", "line": None}]
+    with pytest.raises(GateError) as caught:
+        report(duplicates=[{"dag_id": "orders", "places": places}]).raise_for_errors()
+    assert '2 DAGs have the id "orders": dags/a.py, line 4 and dags/b.py' in caught.value.message
+    assert caught.value.hint == "Give each DAG an id of its own."
+
+
+def test_many_errors_are_counted_and_cut() -> None:
+    with pytest.raises(GateError) as caught:
+        report(errors=[PROBLEM] * 25).raise_for_errors()
+    lines = caught.value.message.splitlines()
+    assert (lines[0], len(lines), lines[-1]) == ("Nothing was deployed, the DAGs have 25 errors:", 22, "... and 5 more")
+    assert caught.value.details == ()
+
+
+def test_what_only_the_database_knows_is_a_warning() -> None:
+    unanswered = PROBLEM | {
+        "path": "dags/orders.py",
+        "exception": "AirflowRuntimeError",
+        "message": "VARIABLE_NOT_FOUND",
+    }
+    found = report(needs_database=[unanswered])
+    found.raise_for_errors()
+    assert found.warnings == [
+        "dags/orders.py, line 3: AirflowRuntimeError: VARIABLE_NOT_FOUND - Airflow will be asked once it runs"
+    ]
+
+
+def test_a_project_without_a_dag_is_a_warning() -> None:
+    found = report(files=[], skipped=["dags/notes.py"])
+    assert found.warnings == ["No DAG was found; skipped for lack of the words airflow and dag: dags/notes.py"]
+
+
+@pytest.mark.parametrize(
+    ("output", "exit_code", "reason"),
+    [
+        ("", 0, "its report cannot be read"),
+        ('{"airflow": 3}', 0, "its report cannot be read"),
+        ("", 1, "exit code 1"),
+        ("", 137, "it was killed, probably for lack of memory"),
+    ],
+)
+def test_a_check_that_fails_itself_is_an_error(output: str, exit_code: int, reason: str) -> None:
+    with pytest.raises(GateError, match=reason) as caught:
+        parse_report(output, exit_code, ["last words"])
+    assert caught.value.details == ("last words",)
