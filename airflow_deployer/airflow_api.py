@@ -41,19 +41,27 @@ class Component:
 
 @dataclass(frozen=True)
 class ImportFailure:
-    """One entry of `GET /api/v2/importErrors`: the file, relative to its bundle, and Python's stack trace."""
+    """One entry of `GET /api/v2/importErrors`: the file, relative to its bundle, and Python's stack trace.
+
+    `timestamp` is when it was last seen, RFC 3339 by the pod's clock.
+    """
 
     filename: str
     stack_trace: str
+    timestamp: str
 
 
 @dataclass(frozen=True)
 class Dag:
-    """One entry of `GET /api/v2/dags`; `last_parsed_time` is RFC 3339 by the pod's clock."""
+    """One entry of `GET /api/v2/dags`.
+
+    `last_parsed_time` is RFC 3339 by the pod's clock; `relative_fileloc` is its file, relative to its bundle.
+    """
 
     dag_id: str
     is_paused: bool
     last_parsed_time: str | None
+    relative_fileloc: str | None
 
 
 class AirflowApi:
@@ -111,14 +119,14 @@ class AirflowApi:
     def import_errors(self) -> list[ImportFailure]:
         """Return what the DAG processor could not import."""
         return [
-            ImportFailure(entry["filename"], entry["stack_trace"])
+            ImportFailure(entry["filename"], entry["stack_trace"], entry["timestamp"])
             for entry in self._pages("/api/v2/importErrors", "import_errors", doing="list the import errors")
         ]
 
     def dags(self) -> list[Dag]:
         """Return the DAGs that are served now, by id."""
         return [
-            Dag(entry["dag_id"], entry["is_paused"], entry["last_parsed_time"])
+            Dag(entry["dag_id"], entry["is_paused"], entry["last_parsed_time"], entry["relative_fileloc"])
             for entry in self._pages("/api/v2/dags", "dags", doing="list the DAGs", order_by="dag_id")
         ]
 

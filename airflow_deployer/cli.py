@@ -318,11 +318,13 @@ def cluster_up(
     ] = Provider.AUTO,
 ) -> None:
     """Make or start a local cluster with a registry that `deployer up` finds by itself."""
-    from airflow_deployer import local_cluster
+    from dataclasses import asdict
+
+    from airflow_deployer import local_cluster, reports
 
     options: Globals = ctx.obj
-    report = local_cluster.up(provider.value, options.console)
-    options.console.result(report.document(), report.lines())
+    found = local_cluster.up(provider.value, options.console)
+    options.console.result(asdict(found), reports.cluster_lines(found))
 
 
 @cluster_app.command("down", epilog="Examples:  deployer cluster down   |   deployer cluster down --purge --yes")
@@ -351,12 +353,14 @@ def cluster_status(
     provider: Annotated[Provider, typer.Option(help="Whose cluster.")] = Provider.AUTO,
 ) -> None:
     """Show the local cluster and its parts; exits with 1 when it does not run."""
-    from airflow_deployer import local_cluster
+    from dataclasses import asdict
+
+    from airflow_deployer import local_cluster, reports
 
     options: Globals = ctx.obj
-    report = local_cluster.status(provider.value)
-    options.console.result(report.document(), report.lines())
-    if report.state != "running":
+    found = local_cluster.status(provider.value)
+    options.console.result(asdict(found), reports.cluster_lines(found))
+    if found.state != "running":
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -263,7 +263,7 @@ def _check_port(session: Session) -> None:
 def _publish(
     session: Session, content: ProjectContent, found: _Found, progress: Progress
 ) -> tuple[Image, frozenset[str] | None, tuple[str, ...]]:
-    """Have the images in the registry; return the DAG image, the DAG ids that it should show, and warnings."""
+    """Have the images in the registry; return the DAG image, the DAG files that Airflow must show, and warnings."""
     from airflow_deployer import images
 
     engine = images.Engine()
@@ -285,7 +285,11 @@ def _publish(
         return image, None, ()
     for warning in dag_image.report.warnings:
         progress.warning(warning)
-    return image, frozenset(dag_image.report.dag_ids), tuple(dag_image.report.warnings)
+    report = dag_image.report
+    files = {file.path for file in report.files if file.dag_ids} | {
+        problem.dag_file for problem in report.needs_database
+    }
+    return image, frozenset(path.removeprefix("dags/") for path in files), tuple(report.warnings)
 
 
 def _with_mirror(settings: Settings, mirror: str | None) -> Settings:

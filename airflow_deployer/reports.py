@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_deployer.local_cluster import ClusterStatus
 
 Lines = list[tuple[str, str]]
 
@@ -168,6 +171,21 @@ class StatusReport:
         if self.login:
             lines.append(("login", self.login + (f" / {self.password}" if self.password else "")))
         return lines
+
+
+def cluster_lines(status: ClusterStatus) -> Lines:
+    """The local cluster and its parts, for a person."""
+    lines = [
+        ("cluster", f"{status.provider}, {status.state}"),
+        ("context", status.context),
+        ("registry", status.registry),
+    ]
+    if status.kubernetes_version:
+        lines.append(("Kubernetes", f"{status.kubernetes_version}, node {status.node or '?'}"))
+    for part in status.parts:
+        state = "running" if part.running else "not running"
+        lines.append((part.name, state + (f", pid {part.pid}" if part.pid is not None else "")))
+    return lines
 
 
 def _count(number: int, noun: str) -> str:

@@ -220,7 +220,7 @@ class _LogLine:
                 return self._line
             own = [line for line in lines if "[supervisor]" in line]
             if own:
-                self._line = own[-1].partition("[supervisor]")[2].strip()
+                self._line = own[-1].partition("[supervisor]")[2].strip().partition(" ")[2]  # without the time
         return self._line
 
 

@@ -1,7 +1,7 @@
 """Asking Airflow itself whether it is well: its components, its DAGs, and what it could not import.
 
 A pod that is ready says that processes answer. What counts is what Airflow says: every component healthy, and every
-DAG that the import check saw parsed by this very pod.
+DAG file parsed by this very pod, or listed with its import error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from airflow_deployer.airflow_api import AirflowApi, Dag
+from airflow_deployer.airflow_api import AirflowApi, Dag, ImportFailure
 from airflow_deployer.errors import AirflowError
 from airflow_deployer.progress import Step
 from airflow_deployer.reports import ImportErrorReport
@@ -34,7 +34,7 @@ def look(url: str, *, user: str, password: str) -> Verified:
     """
     api = AirflowApi(url)
     api.login(user, password)
-    return Verified(_components(api), len(api.dags()), _import_errors(api))
+    return Verified(_components(api), len(api.dags()), _reports(api.import_errors()))
 
 
 def verify(
@@ -47,15 +47,15 @@ def verify(
     timeout: float,
     step: Step,
 ) -> Verified:
-    """Wait until every component is healthy and every expected DAG was parsed since the container started.
+    """Wait until every component is healthy and every expected file was parsed since the container started.
 
     Args:
-        expected: the DAG ids that the import check saw; None when nothing new was deployed.
+        expected: the DAG files, relative to `dags/`, that must show up; None when the pod was left as it was.
         since: when the `airflow` container started (RFC 3339, the node's clock).
         timeout: seconds.
 
     Raises:
-        AirflowError: a component stays unhealthy, or a DAG is neither listed nor among the import errors.
+        AirflowError: a component stays unhealthy, or a file shows up neither with its DAGs nor with its error.
     """
     deadline = time.monotonic() + timeout
     api = AirflowApi(url)
@@ -64,11 +64,14 @@ def verify(
         components = _components(api)
         sick = [name for name, state in components.items() if state != "healthy"]
         dags = api.dags()
-        errors = _import_errors(api)
-        missing = sorted((expected or frozenset()) - _parsed(dags, since)) if not errors else []
+        # An error of before the start tells nothing of the files as they are now.
+        failures = [
+            failure for failure in api.import_errors() if expected is None or _is_since(failure.timestamp, since)
+        ]
+        missing = sorted((expected or frozenset()) - _parsed(dags, since) - {failure.filename for failure in failures})
         if not sick and not missing:
-            return Verified(components, len(dags), errors)
-        waiting = f"{', '.join(sick)} to be healthy" if sick else f"{len(missing)} DAGs to be parsed: {missing[0]}"
+            return Verified(components, len(dags), _reports(failures))
+        waiting = f"{', '.join(sick)} to be healthy" if sick else f"{len(missing)} files to be parsed: {missing[0]}"
         step.update(f"waiting for {waiting}")
         if time.monotonic() >= deadline:
             raise AirflowError(
@@ -84,12 +87,17 @@ def _components(api: AirflowApi) -> dict[str, str | None]:
 
 
 def _parsed(dags: list[Dag], since: str) -> frozenset[str]:
-    """The ids of the DAGs that were parsed at or after `since`; both are RFC 3339 in UTC and compare to the second."""
-    return frozenset(dag.dag_id for dag in dags if (dag.last_parsed_time or "")[:19] >= since[:19])
+    """The files whose DAGs were parsed at or after `since`."""
+    return frozenset(dag.relative_fileloc or "" for dag in dags if _is_since(dag.last_parsed_time, since))
 
 
-def _import_errors(api: AirflowApi) -> tuple[ImportErrorReport, ...]:
+def _is_since(moment: str | None, since: str) -> bool:
+    """Compare two RFC 3339 times in UTC to the second, which is all that Kubernetes tells."""
+    return (moment or "")[:19] >= since[:19]
+
+
+def _reports(failures: list[ImportFailure]) -> tuple[ImportErrorReport, ...]:
     return tuple(
-        ImportErrorReport(file=error.filename, cause=(error.stack_trace.strip().splitlines() or [""])[-1])
-        for error in api.import_errors()
+        ImportErrorReport(file=failure.filename, cause=(failure.stack_trace.strip().splitlines() or [""])[-1])
+        for failure in failures
     )

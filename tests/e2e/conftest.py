@@ -1,0 +1,221 @@
+"""What the end-to-end tests stand on: the real cluster, a namespace and a project per test, what is kept of failures.
+
+The tests drive the installed `deployer` command as a user would and look at the cluster through the API. Without a
+running cluster they fail; they never skip themselves. `E2E_KEEP=1` leaves every namespace for a post-mortem.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_deployer import kube_context
+from airflow_deployer.airflow_api import AirflowApi
+from airflow_deployer.cluster import CLAIM, EVENT, NAMESPACE, POD, SECRET, STATEFUL_SET, Cluster
+from airflow_deployer.manifests import Names
+
+ROOT = Path(__file__).resolve().parents[2]
+ARTIFACTS = ROOT / "artifacts"
+
+DUMMY_DAG = (ROOT / "dags" / "dummy.py").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended and what it said."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as JSON."""
+        return json.loads(self.stdout)
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+
+@dataclass
+class Project:
+    """A project folder of its own, deployed to a namespace of its own by the real command."""
+
+    folder: Path
+    cluster: Cluster
+    names: Names
+    port: int
+    env: dict[str, str]
+    history: list[str] = field(default_factory=list)
+
+    def write(self, path: str, content: str) -> Path:
+        """Write a file of the project."""
+        file = self.folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content, encoding="utf-8")
+        return file
+
+    def deployer(self, *arguments: str, timeout: float = 420, env: dict[str, str] | None = None) -> Result:
+        """Run `deployer` in the project folder."""
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow_deployer", *arguments],
+            cwd=self.folder,
+            env=self.env | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        result = Result(done.returncode, done.stdout, done.stderr)
+        self.history.append(f"$ deployer {' '.join(arguments)}\n{result}\n")
+        return result
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `deployer` in the project folder and do not wait for it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "airflow_deployer", *arguments],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def up(self, *arguments: str) -> Any:
+        """Run `deployer up`, which must succeed; return its report."""
+        result = self.deployer("up", "--output", "json", *arguments)
+        assert result.code == 0, result
+        return result.json
+
+    def secret(self, key: str) -> str:
+        """A value of the generated Secret."""
+        from airflow_deployer import credentials
+
+        found = self.cluster.get(SECRET, self.names.namespace, self.names.secret)
+        assert found is not None
+        return credentials.decode(found["data"])[key]
+
+    def api(self) -> AirflowApi:
+        """Airflow's own API through the forward, logged in."""
+        api = AirflowApi(f"http://127.0.0.1:{self.port}")
+        api.login("admin", self.secret("admin-password"))
+        return api
+
+    def pod(self) -> dict[str, Any]:
+        """The pod, which must exist."""
+        found = self.cluster.get(POD, self.names.namespace, self.names.pod)
+        assert found is not None
+        return found
+
+    def has(self, what: str) -> bool:
+        """Whether the StatefulSet, claim or Secret exists."""
+        kind, name = {
+            "StatefulSet": (STATEFUL_SET, self.names.name),
+            "claim": (CLAIM, self.names.claim),
+            "Secret": (SECRET, self.names.secret),
+            "pod": (POD, self.names.pod),
+        }[what]
+        return self.cluster.get(kind, self.names.namespace, name) is not None
+
+
+def eventually(check: Callable[[], Any], *, seconds: float, what: str) -> Any:
+    """Wait until `check` returns something true, and return it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = check()
+        if found:
+            return found
+        if time.monotonic() >= deadline:
+            pytest.fail(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.3)
+
+
+def free_port() -> int:
+    """A local port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    """The local cluster, which must run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow_deployer", "cluster", "status", "--output", "json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.fail(f"no local cluster runs; deployer cluster up starts one\n{done.stdout}{done.stderr}", pytrace=False)
+    context = json.loads(done.stdout)["context"]
+    return Cluster(kube_context.resolve(context))
+
+
+@pytest.fixture
+def project(
+    cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Project]:
+    """A project with the blog's DAG; its namespace is removed afterwards, and on failure all is kept as artifacts."""
+    namespace = f"e2e-{secrets.token_hex(4)}"
+    folder = tmp_path / "project"
+    (folder / "dags").mkdir(parents=True)
+    (folder / "dags" / "dummy.py").write_text(DUMMY_DAG, encoding="utf-8")
+    port = free_port()
+    env = {key: value for key, value in os.environ.items() if not key.startswith("DEPLOYER_")}
+    env |= {
+        "DEPLOYER_CONTEXT": cluster.context.name,
+        "DEPLOYER_NAMESPACE": namespace,
+        "DEPLOYER_PORT_FORWARD_PORT": str(port),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+    }
+    made = Project(folder, cluster, Names("airflow", namespace), port, env)
+    yield made
+    report = getattr(request.node, "report", None)
+    if report is not None and report.failed:
+        _save(made, request.node.name)
+    made.deployer("port-forward", "--stop")
+    if not os.environ.get("E2E_KEEP"):
+        cluster.delete(NAMESPACE, None, namespace)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Let the fixtures know how the test went."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.when == "call" or report.failed:
+        item.report = report  # type: ignore[attr-defined]
+
+
+def _save(project: Project, test: str) -> None:
+    """Keep pods, events, logs and the commands' output of a failed test."""
+    folder = ARTIFACTS / re.sub(r"[^A-Za-z0-9_.-]+", "-", test)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "commands.txt").write_text("\n".join(project.history), encoding="utf-8")
+    namespace = project.names.namespace
+    for kind in (POD, EVENT, STATEFUL_SET, CLAIM):
+        listed = project.cluster.list_objects(kind, namespace)
+        (folder / f"{kind.plural}.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
+    for container in ("airflow", "postgres"):
+        for previous in (False, True):
+            lines = project.cluster.log(namespace, project.names.pod, container, previous=previous, lines=2000)
+            name = f"{container}{'-previous' if previous else ''}.log"
+            (folder / name).write_text("\n".join(lines), encoding="utf-8")
