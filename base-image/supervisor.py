@@ -82,12 +82,13 @@ class Component:
     stop_children: bool = False
 
 
-API_SERVER = Component("api-server", ("airflow", "api-server"))
+# It closes its port at once, finishes the requests it has, and then spends seconds on taking its own objects apart.
+API_SERVER = Component("api-server", ("airflow", "api-server"), kill_seconds=2.0)
 SCHEDULER = Component("scheduler", ("airflow", "scheduler", "--skip-serve-logs"))
 DAG_PROCESSOR = Component("dag-processor", ("airflow", "dag-processor"))
 # Alone with its signal, the triggerer's parent waits ten seconds for a child that does not hear it; told both, they end
 # in one second, and the job is recorded as ended, so that the next triggerer takes over what waits without a delay.
-TRIGGERER = Component("triggerer", ("airflow", "triggerer", "--skip-serve-logs"), stop_children=True)
+TRIGGERER = Component("triggerer", ("airflow", "triggerer", "--skip-serve-logs"), stop_children=True, kill_seconds=8.0)
 MIGRATION = Component("migration", ("airflow", "db", "migrate"), kill_seconds=10.0)
 
 
@@ -668,7 +669,8 @@ class Supervisor:
             raise StopRequestedError
         for process in self.processes.values():
             if process.exit_code is not None and process.component is not self.migration:
-                raise StartError(f"{process.component.name} ended with {exit_cause(process.exit_code)}.")
+                reason = " Postgres does not answer." if self._postgres_is_away() else ""
+                raise StartError(f"{process.component.name} ended with {exit_cause(process.exit_code)}.{reason}")
 
     def _wait_for_event(self, seconds: float) -> None:
         self._beat = time.monotonic()
@@ -743,8 +745,12 @@ class Supervisor:
         api_server = self.processes.get(self.api_server.name)
         if not api_server or not api_server.running:
             return False
+        return not self._postgres_is_away()
+
+    def _postgres_is_away(self) -> bool:
+        """Whether the API server says that it cannot reach the database."""
         health = self._api.health()
-        return health is not None and not any(line.startswith("metadatabase ") for line in missing_components(health))
+        return health is not None and any(line.startswith("metadatabase ") for line in missing_components(health))
 
     def _await_scheduler(self, scheduler: Process, seconds: float) -> None:
         """Let running tasks finish for `seconds`, then end them in a way that lets them start over.
@@ -774,7 +780,7 @@ class Supervisor:
         component = process.component
         self._wait_until(lambda: not process.running, begin + component.kill_seconds - time.monotonic())
         if process.running:
-            self.log(f"Killing {component.name}, which did not end within {component.kill_seconds:.0f} s.")
+            self.log(f"Killing {component.name} {component.kill_seconds:.0f} s after it was asked to end.")
             process.signal(signal.SIGKILL)
             self._wait_until(lambda: not process.running, SWEEP_SECONDS)
 
