@@ -52,7 +52,7 @@ def hoist(arguments: Sequence[str]) -> list[str]:
         if argument == "--":
             rest += [argument, *queue]
             break
-        if argument in _FLAGS or argument.partition("=")[0] in _WITH_VALUE and "=" in argument:
+        if argument in _FLAGS or ("=" in argument and argument.partition("=")[0] in _WITH_VALUE):
             front.append(argument)
         elif argument in _WITH_VALUE:
             front += [argument, *queue[:1]]
@@ -118,12 +118,17 @@ class Globals:
         )
 
 
+def _examples(*commands: str) -> str:
+    """Write an epilog that keeps its lines."""
+    return "\b\n" + "\n".join(("Examples:", *(f"  {command}" for command in commands)))
+
+
 app = typer.Typer(
     cls=_Commands,
     name="deployer",
     help="Take a folder of DAGs to a running, durable Airflow on Kubernetes.",
-    epilog="Global options may stand before or after the command. Exit codes: 0 done, 1 failed, 2 usage or configuration, "
-    "130 interrupted.",
+    epilog="Global options may stand before or after the command. Exit codes: 0 done, 1 failed, 2 usage or "
+    "configuration, 130 interrupted.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -141,12 +146,12 @@ def main() -> None:
     """Run the command line and exit with its code."""
     try:
         app(args=hoist(sys.argv[1:]), prog_name="deployer")
-    except DeployerError:
+    except DeployerError as error:
         # Only with --verbose: the message is out already, this adds where it came from.
         import traceback
 
         traceback.print_exc()
-        sys.exit(EXIT_FAILED)
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone (`deployer render | head`): nothing to tell, and nobody to tell it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -189,7 +194,7 @@ def global_options(
 
 
 @app.command(
-    epilog="Examples:  deployer up   |   deployer up --context kind-dev -n team-a   |   deployer up --no-port-forward -o json"
+    epilog=_examples("deployer up", "deployer up --context kind-dev -n team-a", "deployer up --no-port-forward -o json")
 )
 def up(
     ctx: typer.Context,
@@ -226,7 +231,7 @@ def up(
         deploy.forward_in_foreground(settings, options.console)
 
 
-@app.command(epilog="Examples:  deployer down   |   deployer down --purge   |   deployer down --purge --yes")
+@app.command(epilog=_examples("deployer down", "deployer down --purge", "deployer down --purge --yes"))
 def down(
     ctx: typer.Context,
     purge: Annotated[
@@ -254,7 +259,7 @@ def down(
 
 @app.command(
     "port-forward",
-    epilog="Examples:  deployer port-forward   |   deployer port-forward --port 9090   |   deployer port-forward --stop",
+    epilog=_examples("deployer port-forward", "deployer port-forward --port 9090", "deployer port-forward --stop"),
 )
 def port_forward_command(
     ctx: typer.Context,
@@ -273,7 +278,7 @@ def port_forward_command(
     deploy.forward_in_foreground(settings, options.console)
 
 
-@app.command(epilog="Examples:  deployer status   |   deployer status -o json   |   deployer status --show-password")
+@app.command(epilog=_examples("deployer status", "deployer status -o json", "deployer status --show-password"))
 def status(
     ctx: typer.Context,
     show_password: Annotated[
@@ -293,7 +298,7 @@ def status(
         raise typer.Exit(EXIT_FAILED)
 
 
-@app.command(epilog="Examples:  deployer render   |   deployer render > airflow.yaml")
+@app.command(epilog=_examples("deployer render", "deployer render > airflow.yaml"))
 def render(ctx: typer.Context) -> None:
     """Print the Kubernetes objects that `up` would apply, as YAML (as JSON with --output json); secrets stay blank."""
     from airflow_deployer import deploy
@@ -310,7 +315,7 @@ def render(ctx: typer.Context) -> None:
     options.console.text(yaml.safe_dump_all(objects, sort_keys=False, width=120))
 
 
-@cluster_app.command("up", epilog="Examples:  deployer cluster up   |   deployer cluster up --provider native")
+@cluster_app.command("up", epilog=_examples("deployer cluster up", "deployer cluster up --provider native"))
 def cluster_up(
     ctx: typer.Context,
     provider: Annotated[
@@ -327,7 +332,7 @@ def cluster_up(
     options.console.result(asdict(found), reports.cluster_lines(found))
 
 
-@cluster_app.command("down", epilog="Examples:  deployer cluster down   |   deployer cluster down --purge --yes")
+@cluster_app.command("down", epilog=_examples("deployer cluster down", "deployer cluster down --purge --yes"))
 def cluster_down(
     ctx: typer.Context,
     provider: Annotated[Provider, typer.Option(help="Whose cluster.")] = Provider.AUTO,
@@ -347,7 +352,7 @@ def cluster_down(
     options.console.result({"state": state}, [("cluster", state)])
 
 
-@cluster_app.command("status", epilog="Examples:  deployer cluster status   |   deployer cluster status -o json")
+@cluster_app.command("status", epilog=_examples("deployer cluster status", "deployer cluster status -o json"))
 def cluster_status(
     ctx: typer.Context,
     provider: Annotated[Provider, typer.Option(help="Whose cluster.")] = Provider.AUTO,

@@ -197,18 +197,28 @@ class Cluster:
         )
 
     def delete(
-        self, kind: Kind, namespace: str | None, name: str, *, uid: str | None = None, orphan: bool = False
+        self,
+        kind: Kind,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        orphan: bool = False,
+        grace_seconds: int | None = None,
     ) -> bool:
         """Ask for an object to be deleted; False when it is not there (or, given `uid`, is another one by now).
 
         Args:
             uid: delete only the object with this UID.
             orphan: leave its dependants (a StatefulSet's pods) running.
+            grace_seconds: in place of the object's own grace period; 0 deletes it at once, its processes unheeded.
         """
         options: Object = {"kind": "DeleteOptions", "apiVersion": "v1"}
         options["propagationPolicy"] = "Orphan" if orphan else "Background"
         if uid is not None:
             options["preconditions"] = {"uid": uid}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
         try:
             self._json("DELETE", kind.path(namespace, name), body=options, what=f"delete {kind.kind} {name}")
         except ApiError as error:

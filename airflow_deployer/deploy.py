@@ -363,7 +363,7 @@ def _roll_out(session: Session, changes: dict[str, str], progress: Progress) -> 
             cluster, names, revision, step=step, timeout=timeouts.delete + manifests.GRACE_SECONDS
         )
         pod = rollout.wait_ready(cluster, names, revision=revision, timeout=timeouts.ready, step=step)
-        created = before == "awaited" and changes.get(f"StatefulSet {names.name}") == "created"
+        created = before != "replaced" and changes.get(f"StatefulSet {names.name}") == "created"
         outcome = "created" if created else "started" if before == "awaited" else before
         step.done(f"{names.pod} {outcome}" if outcome != "kept" else f"{names.pod} is ready")
     return pod, outcome
