@@ -302,7 +302,8 @@ class Registry:
         location = urlsplit(answer.headers.get("Location", ""))
         if location.path.startswith("/v2/"):
             # Whether this succeeds does not matter: a registry expires unfinished uploads by itself.
-            self._request("DELETE", urlunsplit(("", "", location.path, location.query, "")), scope=scope)
+            path = urlunsplit(("", "", location.path, location.query, ""))
+            self._request("DELETE", path, scope=f"repository:{repository}:delete")
 
     def put_tag(self, repository: str, digest: str, tag: str) -> None:
         """Let `tag` stand for the manifest that the registry holds as `digest`; safe to repeat.
