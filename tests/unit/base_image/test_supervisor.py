@@ -1,0 +1,464 @@
+"""The supervisor's decisions with plain values, and its life with small programs in the place of Airflow's."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.base_image.conftest import BASE_IMAGE
+
+HEALTHY = {
+    "metadatabase": {"status": "healthy"},
+    "scheduler": {"status": "healthy", "latest_scheduler_heartbeat": "2026-11-23T09:27:06+00:00"},
+    "triggerer": {"status": "healthy", "latest_triggerer_heartbeat": "2026-11-23T09:27:06+00:00"},
+    "dag_processor": {"status": "healthy", "latest_dag_processor_heartbeat": "2026-11-23T09:27:06+00:00"},
+}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "state"),
+    [
+        ([], "fresh"),
+        (["c"], "current"),
+        (["a"], "behind"),
+        (["zzz"], "unknown"),
+        (["c", "zzz"], "unknown"),
+    ],
+)
+def test_the_schema_is_compared_with_what_the_image_knows(supervisor: Any, recorded: list[str], state: str) -> None:
+    known = supervisor.SchemaRevisions("3.3.2", frozenset({"c"}), frozenset({"a", "b", "c"}))
+    assert supervisor.classify_schema(recorded, known) == state
+
+
+def test_the_revisions_are_read_from_the_file_of_the_build(supervisor: Any, tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({"airflow": "3.3.2", "heads": ["b"], "revisions": ["a", "b"]}))
+    assert supervisor.SchemaRevisions.read(file) == supervisor.SchemaRevisions(
+        "3.3.2", frozenset({"b"}), frozenset({"a", "b"})
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (
+            "postgresql+psycopg2://airflow:a%2Fb@localhost:5432/airflow\n",
+            "postgresql://airflow:a%2Fb@localhost:5432/airflow",
+        ),
+        ("postgres+asyncpg://localhost/x", "postgres://localhost/x"),
+        ("postgresql://localhost/x", "postgresql://localhost/x"),
+    ],
+)
+def test_the_database_url_loses_the_driver(supervisor: Any, url: str, expected: str) -> None:
+    assert supervisor.libpq_url(url) == expected
+
+
+def test_every_unhealthy_component_is_named(supervisor: Any) -> None:
+    assert supervisor.missing_components(HEALTHY) == []
+    # As Airflow 3.3 reports it shortly after a start, and while the database is away.
+    health = HEALTHY | {"triggerer": {"status": None}, "scheduler": {"status": "unhealthy"}, "dag_processor": None}
+    assert supervisor.missing_components(health) == [
+        "scheduler is unhealthy",
+        "dag_processor is not reported yet",
+        "triggerer is not reported yet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "cause"), [(0, "exit code 0"), (3, "exit code 3"), (-9, "signal SIGKILL"), (-64, "signal SIGRTMAX")]
+)
+def test_an_exit_is_told_in_words(supervisor: Any, exit_code: int, cause: str) -> None:
+    assert supervisor.exit_cause(exit_code) == cause
+
+
+def test_descendants_come_parents_first(supervisor: Any) -> None:
+    parents = {1: 0, 10: 1, 20: 10, 21: 10, 30: 21, 99: 2}
+    assert supervisor.descendants(10, parents) == [20, 21, 30]
+    assert supervisor.descendants(30, parents) == []
+
+
+def test_parents_are_read_past_strange_names_and_without_zombies(supervisor: Any, tmp_path: Path) -> None:
+    for pid, stat in {
+        "7": "7 (a b) (c)) S 3 7 7 0",
+        "8": "8 (gone) Z 3 8 8 0",
+        "self": "irrelevant",
+    }.items():
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "stat").write_text(stat)
+    (tmp_path / "9").mkdir()
+    assert supervisor.read_parents(tmp_path) == {7: 3}
+
+
+@pytest.mark.parametrize(
+    ("pending", "data", "text", "rest"),
+    [
+        (b"", b"one\ntwo\n", b"[x] one\n[x] two\n", b""),
+        (b"on", b"e\ntw", b"[x] one\n", b"tw"),
+        (b"", b"\n", b"[x] \n", b""),
+        (b"", b"a" * 40000, b"[x] " + b"a" * 16384 + b"\n" + b"[x] " + b"a" * 16384 + b"\n", b"a" * 7232),
+    ],
+)
+def test_lines_get_a_prefix(supervisor: Any, pending: bytes, data: bytes, text: bytes, rest: bytes) -> None:
+    assert supervisor.prefix_lines(b"[x] ", pending, data) == (text, rest)
+
+
+def test_the_log_pump_loses_nothing_and_ends_with_the_last_writer(supervisor: Any) -> None:
+    reader, writer = os.pipe()
+    pump = supervisor.LogPump(writer)
+    first, second = pump.open("first"), pump.open("second")
+    received: list[bytes] = []
+
+    def collect() -> None:
+        while data := os.read(reader, 65536):
+            received.append(data)
+
+    collector = threading.Thread(target=collect)
+    collector.start()
+    pump.start()
+    # More than the pipes hold, so that the pump has to keep up with a writer that is held up meanwhile.
+    for number in range(20000):
+        os.write(first, f"line {number}\n".encode())
+    os.write(second, b"no line end")
+    os.close(first)
+    os.close(second)
+    pump.drain(5.0)
+    os.close(writer)
+    collector.join()
+    os.close(reader)
+    lines = b"".join(received).decode().splitlines()
+    assert [line for line in lines if line.startswith("[first]")] == [f"[first] line {n}" for n in range(20000)]
+    assert lines.count("[second] no line end") == 1
+    assert len(lines) == 20001
+
+
+def test_settings_come_from_the_environment(supervisor: Any) -> None:
+    assert supervisor.Settings.from_environment({}) == supervisor.Settings()
+    settings = supervisor.Settings.from_environment(
+        {
+            "AIRFLOW_HOME": "/somewhere",
+            "AIRFLOW__API__PORT": "8088",
+            "AIRFLOW_DEPLOYER_STOP_SECONDS": "12.5",
+            "AIRFLOW__DATABASE__EXTERNAL_DB_MANAGERS": "some.Manager",
+        }
+    )
+    assert (settings.airflow_home, settings.api_port, settings.stop_seconds) == (Path("/somewhere"), 8088, 12.5)
+    assert settings.external_database_managers
+    with pytest.raises(supervisor.StartError, match="AIRFLOW_DEPLOYER_STOP_SECONDS is 'soon'"):
+        supervisor.Settings.from_environment({"AIRFLOW_DEPLOYER_STOP_SECONDS": "soon"})
+
+
+@pytest.fixture
+def health_server() -> Iterator[tuple[int, list[str]]]:
+    """A server that answers every path with the health document; yields its port and the paths it was asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(HEALTHY).encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1], asked
+        server.shutdown()
+        thread.join()
+
+
+def test_health_is_asked_once_a_second(supervisor: Any, health_server: tuple[int, list[str]]) -> None:
+    port, asked = health_server
+    now = 100.0
+    api = supervisor.ApiServer(port, clock=lambda: now)
+    assert [api.health() for _ in range(5)] == [HEALTHY] * 5
+    assert asked == ["/api/v2/monitor/health"]
+    now = 101.0
+    assert api.health() == HEALTHY
+    assert len(asked) == 2
+
+
+def test_a_closed_port_is_no_health(supervisor: Any) -> None:
+    assert supervisor.ApiServer(1).health() is None
+    assert not supervisor.ApiServer(1).answers(1.0)
+
+
+DRIVER = """
+import dataclasses, importlib.util, json, os, signal, sys
+from pathlib import Path
+sys.dont_write_bytecode = True
+spec = importlib.util.spec_from_file_location("supervisor", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+sys.modules["supervisor"] = module
+spec.loader.exec_module(module)
+folder, ports, programs = Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
+
+class WithoutPostgres(module.Supervisor):
+    def _wait_for_schema(self):
+        return programs.get("schema", "current")
+
+def component(name, **more):
+    return module.Component(name, (sys.executable, "-S", "-c", programs[name]), **more)
+
+settings = module.Settings(
+    secrets=folder / "secrets", shared=folder / "shared", airflow_home=folder / "home",
+    termination_log=folder / "termination-log", api_port=ports[0], probe_port=ports[1],
+    stop_seconds=programs.get("stop-seconds", 5.0),
+)
+sys.exit(WithoutPostgres(
+    settings, component("api-server"), component("scheduler"), (component("triggerer", stop_children=True),),
+    component("migration"),
+).run())
+"""
+
+# Each program writes down when it starts and ends, so that the order can be seen in the log.
+ENDS_ON_SIGTERM = """
+import signal, sys, time
+def end(number, frame):
+    print('ending', flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+print('started', flush=True)
+while True:
+    time.sleep(60)
+"""
+API = """
+import http.server, json, signal, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(HEALTH if 'health' in self.path else {'version': '3'}).encode())
+    def log_message(self, *args):
+        pass
+def end(number, frame):
+    print('ending', flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+time.sleep(0.3)
+server = http.server.HTTPServer(('127.0.0.1', PORT), Handler)
+print('answering', flush=True)
+server.serve_forever()
+"""
+# A worker that does not hear SIGTERM, as a LocalExecutor's, with a task in a session of its own, as a BashOperator's.
+WITH_WORKER = """
+import os, signal, subprocess, sys, time
+def end(number, frame):
+    print('waiting for tasks', flush=True)
+    worker.wait()
+    print('ending', flush=True)
+    sys.exit(0)
+worker = subprocess.Popen([sys.executable, '-S', '-c', '''
+import signal, subprocess, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+task = subprocess.Popen(["sleep", "61"], start_new_session=True)
+print("worker", task.pid, flush=True)
+time.sleep(60)
+'''])
+signal.signal(signal.SIGTERM, end)
+while True:
+    time.sleep(60)
+"""
+
+
+class Life:
+    """A running supervisor, what it wrote, and the folder it works in."""
+
+    def __init__(self, folder: Path, ports: list[int], programs: dict[str, Any]) -> None:
+        self.folder = folder
+        self.probe_port = ports[1]
+        for name in ("secrets", "shared", "home"):
+            (folder / name).mkdir()
+        if programs.get("password-file", True):
+            (folder / "secrets" / "simple-auth-passwords.json").write_text('{"admin": "pw"}')
+        (folder / "shared" / "stopped").touch()
+        self.log = folder / "log"
+        defaults = {
+            "api-server": API.replace("PORT", str(ports[0])).replace("HEALTH", repr(HEALTHY)),
+            "scheduler": ENDS_ON_SIGTERM,
+            "triggerer": ENDS_ON_SIGTERM,
+            "migration": "print('migrated')",
+        }
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    DRIVER,
+                    str(BASE_IMAGE / "supervisor.py"),
+                    str(folder),
+                    json.dumps(ports),
+                    json.dumps(defaults | programs),
+                ],
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def lines(self) -> list[str]:
+        """The log so far, the times of the supervisor's own lines cut off."""
+        return [
+            line if not line.startswith("[supervisor] 2") else f"[supervisor] {line.split(' ', 2)[2]}"
+            for line in self.log.read_text().splitlines()
+        ]
+
+    def wait_for(self, text: str) -> str:
+        """Return the first line with this text, once there is one."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            for line in self.lines:
+                if text in line:
+                    return line
+            time.sleep(0.02)
+        raise AssertionError(f"{text!r} did not come:\n" + "\n".join(self.lines))
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Ask a probe; return the status and the document."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.probe_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def end(self) -> int:
+        """Wait for the end; return the exit code."""
+        return self.process.wait(timeout=20)
+
+
+Start = Callable[..., Life]
+
+
+@pytest.fixture
+def start(tmp_path: Path, unused_ports: list[int]) -> Iterator[Start]:
+    """Start a supervisor with programs of one's own in the place of Airflow's."""
+    lives = []
+
+    def begin(**programs: Any) -> Life:
+        life = Life(tmp_path, unused_ports, {name.replace("_", "-"): text for name, text in programs.items()})
+        lives.append(life)
+        return life
+
+    yield begin
+    for life in lives:
+        if life.process.poll() is None:
+            life.process.terminate()
+            life.process.wait(timeout=20)
+
+
+@pytest.fixture
+def unused_ports() -> list[int]:
+    """Two ports of this host that nobody listens on."""
+    servers = [http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) for _ in range(2)]
+    ports = [int(server.server_address[1]) for server in servers]
+    for server in servers:
+        server.server_close()
+    return ports
+
+
+def positions(lines: list[str], *texts: str) -> list[int]:
+    """Where each text first stands."""
+    return [next(index for index, line in enumerate(lines) if text in line) for text in texts]
+
+
+def test_starts_api_first_and_stops_scheduler_first(start: Start, tmp_path: Path) -> None:
+    life = start(schema="behind")
+    life.wait_for("Starting api-server")
+    status, document = life.get("/readyz")
+    assert (status, document["phase"], document["missing"]) == (503, "starting api-server", ["starting api-server"])
+    assert life.get("/livez")[0] == 200
+    life.wait_for("[scheduler] started")
+    life.wait_for("[triggerer] started")
+    status, document = life.get("/readyz")
+    assert (status, document["ready"], document["missing"]) == (200, True, [])
+    assert document["processes"] == dict.fromkeys(("api-server", "scheduler", "triggerer"), "running")
+    assert life.get("/livez") == (200, {"live": True, "phase": "running", "problem": None})
+    password_file = tmp_path / "home" / "simple-auth-passwords.json"
+    assert (password_file.read_text(), password_file.stat().st_mode & 0o777) == ('{"admin": "pw"}', 0o600)
+    assert not (tmp_path / "shared" / "stopped").exists()
+    life.process.send_signal(signal.SIGTERM)
+    assert life.end() == 0
+    assert (tmp_path / "shared" / "stopped").exists()
+    order = positions(life.lines, "migrated", "[api-server] answering", "[scheduler] started", "[scheduler] ending")
+    assert order == sorted(order)
+    order = positions(life.lines, "[scheduler] ending", "[api-server] ending", "Stopped after")
+    assert order == sorted(order)
+
+
+def test_a_process_that_dies_ends_the_others(start: Start, tmp_path: Path) -> None:
+    life = start(triggerer="import sys; print('oh dear', file=sys.stderr); sys.exit(3)")
+    assert life.end() == 1
+    assert (tmp_path / "termination-log").read_text() == "Triggerer ended with exit code 3.\n"
+    order = positions(life.lines, "[triggerer] oh dear", "Stopping: triggerer ended with exit code 3.", "Stopped after")
+    assert order == sorted(order)
+    assert (tmp_path / "shared" / "stopped").exists()
+
+
+def test_a_failed_migration_is_fatal(start: Start, tmp_path: Path) -> None:
+    life = start(schema="fresh", migration="import sys; sys.exit('no')")
+    assert life.end() == 1
+    assert "failed with exit code 1" in (tmp_path / "termination-log").read_text()
+    assert "[migration] no" in life.lines
+    assert not any("[api-server]" in line for line in life.lines)
+
+
+def test_a_missing_secret_is_fatal(start: Start, tmp_path: Path) -> None:
+    life = start(password_file=False)
+    assert life.end() == 1
+    assert (tmp_path / "termination-log").read_text().startswith("The login of Airflow cannot be read from the Secret")
+
+
+def task_of(life: Life) -> int:
+    """The process id of the task that `WITH_WORKER` started."""
+    return int(life.wait_for("[scheduler] worker").rpartition(" ")[2])
+
+
+def test_tasks_are_waited_for_then_killed_and_the_scheduler_ends_by_itself(start: Start) -> None:
+    life = start(scheduler=WITH_WORKER, stop_seconds=1.0)
+    task = task_of(life)
+    life.process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    assert life.end() == 0
+    assert time.monotonic() - begin > 1.0
+    order = positions(
+        life.lines, "[scheduler] waiting", "Ending the running tasks", "[scheduler] ending", "[api-server] ending"
+    )
+    assert order == sorted(order)
+    assert not Path(f"/proc/{task}").exists()
+
+
+def test_a_second_signal_waits_no_longer(start: Start) -> None:
+    life = start(scheduler=WITH_WORKER, stop_seconds=60.0)
+    task_of(life)
+    life.process.send_signal(signal.SIGTERM)
+    life.wait_for("[scheduler] waiting for tasks")
+    life.process.send_signal(signal.SIGINT)
+    assert life.end() == 0
+    assert any("Ending the running tasks" in line for line in life.lines)
+
+
+def test_the_workers_of_a_killed_scheduler_do_not_survive_it(start: Start) -> None:
+    life = start(scheduler=WITH_WORKER)
+    task = task_of(life)
+    children = Path(f"/proc/{life.process.pid}/task/{life.process.pid}/children").read_text().split()
+    scheduler = next(pid for pid in children if b"waiting for tasks" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(scheduler), signal.SIGKILL)
+    assert life.end() == 1
+    assert any("scheduler ended with signal SIGKILL" in line for line in life.lines)
+    assert not Path(f"/proc/{task}").exists()
