@@ -38,7 +38,7 @@ from .control_plane import SERVICE_ADDRESS, ensure_control_plane
 from .kubeconfigs import write_kubeconfig
 from .layout import CONTEXT, NODE_NAME, Layout
 from .node import ensure_node, kubelet_is_healthy
-from .processes import ProcessSpec, ProcessTable, descendants, end
+from .processes import ProcessSpec, ProcessTable, end, in_containers
 
 _KUBERNETES_PROCESSES = ("provisioner", "kubelet", "kube-scheduler", "kube-controller-manager")
 _STORE_PROCESSES = ("kube-apiserver", "etcd")
@@ -116,7 +116,7 @@ def down(progress: Progress, *, purge: bool, layout: Layout | None = None) -> No
             for name in _KUBERNETES_PROCESSES:
                 table.stop(name)
             step.update("ending the pods")
-            _end_pods(table)
+            _end_pods(layout, table)
             for name in ("containerd", *_STORE_PROCESSES):
                 table.stop(name)
         with progress.step("Stopping the registry and Docker"):
@@ -127,22 +127,22 @@ def down(progress: Progress, *, purge: bool, layout: Layout | None = None) -> No
             for directory in (layout.state, layout.run):
                 mounts.unmount_below(layout, directory)
             network.remove_network(layout)
-            network.remove_docker_network(layout)
+            if docker_engine.server_version() is None:
+                network.remove_docker_network(layout)
             shutil.rmtree(layout.run, ignore_errors=True)
         if purge:
             with progress.step("Removing state, volumes and cache"):
-                _remove_pod_logs(layout)
+                _remove_traces(layout)
                 shutil.rmtree(layout.state)
+                with contextlib.suppress(OSError):
+                    layout.state.parent.rmdir()
             kubeconfig.remove_context(CONTEXT, os.environ)
 
 
 def exists(layout: Layout | None = None) -> bool:
     """Whether there is a native cluster on this machine, running or not."""
     layout = layout or Layout()
-    try:
-        return layout.etcd.exists()
-    except PermissionError:
-        return True
+    return layout.state.exists() and (not _is_readable(layout) or layout.etcd.exists())
 
 
 def status(layout: Layout | None = None) -> ClusterStatus:
@@ -152,14 +152,12 @@ def status(layout: Layout | None = None) -> ClusterStatus:
         LocalClusterError: there may be a cluster, but only root can see it.
     """
     layout = layout or Layout()
-    absent = ClusterStatus("native", "absent", CONTEXT, kubernetes_build.VERSION, registry.HOST, NODE_NAME)
-    try:
-        if not layout.processes.exists():
-            return absent
-    except PermissionError as error:
+    if not layout.state.exists():
+        return ClusterStatus("native", "absent", CONTEXT, kubernetes_build.VERSION, registry.HOST, NODE_NAME)
+    if not _is_readable(layout):
         raise LocalClusterError(
-            "reading the native cluster's state failed: it is root's alone", hint="Run it with sudo."
-        ) from error
+            f"reading the native cluster's state failed: {layout.state} is root's alone", hint="Run it with sudo."
+        )
     table = ProcessTable(layout)
     parts = tuple(_part(table, name) for name in PROCESSES)
     state: State
@@ -170,6 +168,10 @@ def status(layout: Layout | None = None) -> ClusterStatus:
     else:
         state = "degraded"
     return ClusterStatus("native", state, CONTEXT, kubernetes_build.VERSION, registry.HOST, NODE_NAME, parts)
+
+
+def _is_readable(layout: Layout) -> bool:
+    return os.access(layout.state, os.R_OK | os.X_OK)
 
 
 def _part(table: ProcessTable, name: str) -> Part:
@@ -185,7 +187,7 @@ def _require_supported() -> None:
     if reason is not None:
         raise LocalClusterError(
             f"starting the native cluster failed: {reason}",
-            hint="Install Docker and kind, then run `deployer cluster up --provider kind`.",
+            hint="Run it with sudo." if os.geteuid() != 0 else "Install Docker and kind, then run this again.",
         )
 
 
@@ -344,20 +346,17 @@ def _context_entry(layout: Layout) -> kubeconfig.Entry:
     )
 
 
-def _end_pods(table: ProcessTable) -> None:
-    """End every container of the pods' containerd: SIGTERM to each container's first process, SIGKILL to the rest.
-
-    A container's processes do not carry our mark, but their ancestor does: containerd's shim.
-    """
+def _end_pods(layout: Layout, table: ProcessTable) -> None:
+    """End the processes in our containers, SIGTERM first, then containerd's shims, which outlive containerd."""
+    end(in_containers(layout.containerd), grace=10)
     daemon = table.pid("containerd")
-    shims = [pid for pid in table.marked("containerd") if pid != daemon]
-    below = descendants(shims)
-    end(below, grace=10)
-    end([*descendants(shims), *shims], grace=1)
+    end([pid for pid in table.marked("containerd") if pid != daemon], grace=1)
 
 
-def _remove_pod_logs(layout: Layout) -> None:
-    """The pods' logs below /var/log, a place that the kubelet gives no choice about."""
+def _remove_traces(layout: Layout) -> None:
+    """What lies in places that the programs give no choice about: the pods' logs, the record of network set-ups."""
+    for path in Path("/var/lib/cni/results").glob(f"{network.CNI_NETWORK}-*"):
+        path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         for pod in (layout.kubelet / "pods").iterdir():
             for directory in Path("/var/log/pods").glob(f"*_{pod.name}"):

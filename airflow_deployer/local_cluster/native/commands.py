@@ -23,7 +23,8 @@ from airflow_deployer.progress import Step
 MARK = "AIRFLOW_DEPLOYER_NATIVE"
 COMMAND = "command"
 
-_INHERITED = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_INHERITED = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", *PROXIES)
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
 _DETAIL_WIDTH = 100
 
@@ -38,7 +39,6 @@ def environment(state: Path, part: str, extra: Mapping[str, str] | None = None) 
     The caller's whole environment is not handed on: it may hold secrets that do not belong into long-lived processes.
     """
     values = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    values |= {name.lower(): os.environ[name.lower()] for name in _INHERITED[5:] if name.lower() in os.environ}
     path = values.get("PATH", "").split(os.pathsep)
     values["PATH"] = os.pathsep.join([*(p for p in path if p), *(p for p in _SBIN if p not in path)])
     values.setdefault("HOME", "/root")

@@ -48,8 +48,6 @@ def etcd_spec(layout: Layout) -> ProcessSpec:
         "unsafe-no-fsync": "true",
         "logger": "zap",
         "log-level": "warn",
-        "auto-compaction-mode": "periodic",
-        "auto-compaction-retention": "1h",
     }
     return ProcessSpec("etcd", ("/usr/bin/etcd", *_flags(flags)), inputs=(certificate, ca))
 
@@ -98,6 +96,7 @@ def controller_manager_spec(layout: Layout) -> ProcessSpec:
         "bind-address": "127.0.0.1",
         "port": 0,
         "leader-elect": "false",
+        "flex-volume-plugin-dir": layout.volume_plugins,
         "use-service-account-credentials": "true",
         "service-account-private-key-file": key_path(layout, "service-accounts"),
         "root-ca-file": certificate_path(layout, "ca"),

@@ -16,7 +16,7 @@ from airflow_deployer.errors import LocalClusterError
 
 from . import network
 from .layout import Layout
-from .processes import ProcessSpec, ProcessTable, end
+from .processes import ProcessSpec, ProcessTable, end, in_containers
 
 SOCKET = Path("/var/run/docker.sock")
 NAME = "dockerd"
@@ -97,10 +97,10 @@ def ensure_docker(layout: Layout, table: ProcessTable) -> tuple[str, bool]:
 
 def stop_docker(layout: Layout, table: ProcessTable) -> None:
     """End our Docker Engine with its containers; one that is not ours is left alone."""
-    if table.pid(NAME) is None and not table.marked(NAME):
-        table.stop(NAME)
-        return
+    ours = table.record(NAME) is not None
     table.stop(NAME, grace=30)
+    # What a dockerd that was killed has left: its containers, its containerd and that one's shims.
+    end(in_containers(layout.docker), grace=5)
     end(table.marked(NAME), grace=5)
-    if server_version() is None:
+    if ours and server_version() is None:
         SOCKET.unlink(missing_ok=True)

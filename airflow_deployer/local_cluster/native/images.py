@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from airflow_deployer.errors import LocalClusterError
 from airflow_deployer.progress import Progress, Step
 
-from . import packages, registry
-from .commands import run
+from . import mounts, packages, registry
+from .commands import PROXIES, run
 from .docker_engine import SOCKET
 from .layout import Layout
 
@@ -83,14 +83,14 @@ def index_url(environ: Mapping[str, str], pip_conf: str) -> str | None:
     return url if parts.scheme in ("http", "https") and parts.password is None else None
 
 
-def _inputs(layout: Layout, stand_in: StandIn) -> str:
-    digest = hashlib.sha256(_root_inputs(layout).encode())
+def _inputs(stand_in: StandIn) -> str:
+    digest = hashlib.sha256(_root_inputs().encode())
     for name in (stand_in.dockerfile, *stand_in.files):
         digest.update((FILES / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _root_inputs(layout: Layout) -> str:
+def _root_inputs() -> str:
     bundle = CA_BUNDLE.read_bytes() if CA_BUNDLE.exists() else b""
     parts = [_SUITE, packages.debian_mirror() or "", _DPKG_LEAVES_OUT, _pip_index() or ""]
     return hashlib.sha256(json.dumps(parts).encode() + bundle).hexdigest()[:16]
@@ -170,9 +170,7 @@ def _build_and_push(
 
     reference = f"{registry.HOST}/{repository}"
     log = layout.logs / "images.log"
-    proxies = {
-        name: value for name, value in os.environ.items() if name.lower() in ("http_proxy", "https_proxy", "no_proxy")
-    }
+    proxies = {name: os.environ[name] for name in PROXIES if name in os.environ}
     client = _docker()
     try:
         # The machine's own network: apt inside reaches what apt outside reaches.
@@ -221,7 +219,7 @@ def ensure_pause(layout: Layout, progress: Progress) -> None:
 
 def _ensure_root_file_system(layout: Layout, progress: Progress) -> Path:
     """The archive of a minimal Debian root file system; made by `debootstrap` unless the cache has it."""
-    archive = layout.cache / f"debian-{_SUITE}-{_root_inputs(layout)}.tar"
+    archive = layout.cache / f"debian-{_SUITE}-{_root_inputs()}.tar"
     if archive.exists():
         return archive
     with progress.step(f"Debian {_SUITE} root file system") as step:
@@ -265,6 +263,8 @@ def _ensure_root_file_system(layout: Layout, progress: Progress) -> Path:
             )
             partial.replace(archive)
         finally:
+            # debootstrap mounts /proc in there; an interrupted one leaves it.
+            mounts.unmount_below(layout, root)
             shutil.rmtree(root, ignore_errors=True)
         step.done(f"{archive.stat().st_size / 1e6:.0f} MB")
     return archive
@@ -276,7 +276,7 @@ def ensure_stand_ins(layout: Layout, progress: Progress) -> None:
     Raises:
         LocalClusterError: a download, a build or a push failed.
     """
-    missing = [s for s in STAND_INS if not _is_current(layout, s.repository, s.tag, _inputs(layout, s))]
+    missing = [s for s in STAND_INS if not _is_current(layout, s.repository, s.tag, _inputs(s))]
     if not missing:
         return
     archive = _ensure_root_file_system(layout, progress)
@@ -288,5 +288,5 @@ def ensure_stand_ins(layout: Layout, progress: Progress) -> None:
     for stand_in in missing:
         with progress.step(f"Image {stand_in.name}") as step:
             files = {name: FILES / name for name in stand_in.files} | {"Dockerfile": FILES / stand_in.dockerfile}
-            _build_and_push(layout, stand_in.repository, stand_in.tag, files, _inputs(layout, stand_in), step)
+            _build_and_push(layout, stand_in.repository, stand_in.tag, files, _inputs(stand_in), step)
             step.done(f"in {registry.HOST}")

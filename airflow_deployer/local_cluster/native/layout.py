@@ -27,8 +27,8 @@ class Layout:
 
     @property
     def lock(self) -> Path:
-        """Held (flock) by the one command that changes the cluster. Outside `state`, which purge removes."""
-        return self.state.with_name(f"{self.state.name}.lock")
+        """Held (flock) by the one command that changes the cluster. Beside the directories that `down` removes."""
+        return self.run.with_name(f"{self.run.name}.lock")
 
     @property
     def cache(self) -> Path:
@@ -94,6 +94,11 @@ class Layout:
     def kubelet(self) -> Path:
         """The kubelet's root directory."""
         return self.state / "kubelet"
+
+    @property
+    def volume_plugins(self) -> Path:
+        """Where the kubelet and the controllers look for volume plugins; each makes its directory at its start."""
+        return self.kubelet / "volume-plugins"
 
     @property
     def volumes(self) -> Path:

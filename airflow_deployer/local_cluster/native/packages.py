@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,7 +68,9 @@ class Source:
             lines.append(f"Components: {' '.join(self.components)}")
         for name, value in self.options:
             # A value of several lines (an inline key) keeps them, each marked as a continuation.
-            lines.append(f"{name}: " + "\n ".join(line.strip() or "." for line in value.split("\n")))
+            first, *rest = value.split("\n")
+            lines.append(f"{name}: {first}".rstrip())
+            lines += [f" {line or '.'}" for line in rest]
         return "\n".join(lines) + "\n"
 
 
@@ -215,9 +217,10 @@ def ensure_packages(layout: Layout, names: list[str], progress: Progress) -> Non
         install = ["install", "-y", "--no-install-recommends", *names]
         _apt(layout, install, action=f"installing {', '.join(names)}", step=step)
         # Where systemd runs, the packages' own services would take our ports after the next boot.
-        services = [service for name in names for service in _SERVICES.get(name, ())]
-        if Path("/run/systemd/system").is_dir() and services:
-            read(["systemctl", "disable", "--quiet", *services], action="disabling services", state=layout.state)
+        if Path("/run/systemd/system").is_dir():
+            for service in [service for name in names for service in _SERVICES.get(name, ())]:
+                with suppress(LocalClusterError):
+                    read(["systemctl", "disable", service], action=f"disabling {service}", state=layout.state)
         step.done(", ".join(names))
 
 

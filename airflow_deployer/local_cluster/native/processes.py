@@ -105,28 +105,23 @@ def _program(pid: int) -> str:
         return ""
 
 
-def _parents() -> dict[int, int]:
-    """The parent of every process."""
-    parents = {}
+def root_is_overlay_in(mountinfo: str, directory: Path) -> bool:
+    """Whether a process's root file system is an overlay with its writable layer below `directory` (proc(5))."""
+    for line in mountinfo.splitlines():
+        fields = line.split()
+        if fields[4] == "/":
+            return f"upperdir={directory}/" in fields[-1]
+    return False
+
+
+def in_containers(directory: Path) -> list[int]:
+    """The processes in containers whose file systems lie below `directory`, whoever their parent is by now."""
+    found = []
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                stat = (entry / "stat").read_text()
-                parents[int(entry.name)] = int(stat[stat.rindex(")") + 2 :].split()[1])
-    return parents
-
-
-def descendants(roots: Iterable[int]) -> list[int]:
-    """Every process below `roots`, the roots themselves not included, parents before children."""
-    children: dict[int, list[int]] = {}
-    for pid, parent in _parents().items():
-        children.setdefault(parent, []).append(pid)
-    found: list[int] = []
-    pending = list(roots)
-    while pending:
-        below = children.get(pending.pop(0), [])
-        found += below
-        pending += below
+            with contextlib.suppress(OSError):
+                if root_is_overlay_in((entry / "mountinfo").read_text(), directory):
+                    found.append(int(entry.name))
     return found
 
 

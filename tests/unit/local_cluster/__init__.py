@@ -1,0 +1,1 @@
+"""Unit tests of `airflow_deployer.local_cluster`."""
