@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -28,8 +29,6 @@ from urllib.parse import quote, urlsplit
 from airflow_deployer.errors import ForwardError
 
 if TYPE_CHECKING:
-    import ssl
-
     import aiohttp
 
 LOOPBACK = "localhost"
@@ -58,8 +57,10 @@ _SHORTEST_POLL = 1.0
 # `up` deletes and recreates a StatefulSet to change an immutable field, so one look is not enough to call it gone.
 _GONE_AFTER = 3.0
 _ERROR_TEXT_LIMIT = 4096
-# The node's texts for "nobody has seen the bytes": nothing listens yet, or the pod's sandbox is going or gone.
-_UNDELIVERED = ("connection refused", "sandbox", "network namespace")
+# The runtime's texts for "nobody has seen the bytes": nothing listens yet, or the pod's sandbox is not there (any more)
+# (containerd, `internal/cri/server/sandbox_portforward*.go`; others relay the first as the kernel words it).
+_NOT_LISTENING = "connection refused"
+_UNDELIVERED = (_NOT_LISTENING, "failed to find sandbox", "sandbox container", "network namespace for sandbox")
 
 
 @dataclass(frozen=True)
@@ -397,7 +398,7 @@ class _ApiServer:
                     f"forbidden (403): it takes the verbs get and create on pods/portforward in namespace "
                     f"{target.namespace}"
                 ) from error
-            reason = "there is no such pod" if error.status == 404 else f"the API server answers {error.status}"
+            reason = "there is no such pod" if error.status == 404 else f"the pod does not run (HTTP {error.status})"
             raise _UnavailableError(reason) from error
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise _UnavailableError(f"the API server cannot be reached: {_one_line(error)}") from error
@@ -405,6 +406,9 @@ class _ApiServer:
             await stream.close()
             raise _RefusedError(f"the API server does not speak {SUBPROTOCOL}")
         _keep_alive(stream.get_extra_info("socket"))
+        trust = self._request.get("ssl")
+        if trust is not None:
+            trust.remember(stream.get_extra_info("ssl_object"))
         return stream
 
 
@@ -437,16 +441,41 @@ def _load_kubeconfig(target: Target) -> tuple[str, dict[str, Any]]:
     return server, request
 
 
-def _trust(configuration: Any) -> ssl.SSLContext:
-    import ssl
-
-    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+def _trust(configuration: Any) -> _ResumingContext:
+    context = _ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
+    if configuration.ssl_ca_cert:
+        context.load_verify_locations(configuration.ssl_ca_cert)
+    else:
+        context.load_default_certs()
     if configuration.cert_file:
         context.load_cert_chain(configuration.cert_file, configuration.key_file)
     if not configuration.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+class _ResumingContext(ssl.SSLContext):
+    """TLS towards one server that resumes the last session, which spares both ends the certificates' arithmetic."""
+
+    _session: ssl.SSLSession | None = None
+
+    def remember(self, connection: ssl.SSLObject) -> None:
+        """Resume this connection's session from now on, if the server gave a ticket for it."""
+        session = connection.session
+        if session is not None and session.has_ticket:
+            self._session = session
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Start a connection (asyncio offers no parameter for the session)."""
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session or self._session)
 
 
 def _stamp(kubeconfig: str | None) -> tuple[object, ...]:
@@ -703,8 +732,9 @@ class _Connection:
     def _failure(self, reason: str) -> _UnavailableError | _RefusedError:
         """Tell a failure that another stream may mend from one that the client must see."""
         sent = self._undelivered
-        if sent is not None and (not sent or any(mark in reason.lower() for mark in _UNDELIVERED)):
-            return _UnavailableError(reason)
+        text = reason.lower()
+        if sent is not None and (not sent or any(mark in text for mark in _UNDELIVERED)):
+            return _UnavailableError("nothing listens on that port of the pod" if _NOT_LISTENING in text else reason)
         return _RefusedError(reason)
 
 

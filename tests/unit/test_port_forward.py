@@ -243,7 +243,10 @@ def test_a_connection_does_not_wait_for_ever(port: int, api: FakeApiServer, monk
 
 
 def test_delivered_bytes_are_never_sent_twice(backend: Make, port: int, api: FakeApiServer, log: list[str]) -> None:
-    api.error_text = "error forwarding port 8080: read: connection reset by peer"
+    api.error_text = (
+        "error forwarding port 8080 to pod x, uid : failed to execute portforward in network namespace "
+        '"/run/netns/x": read tcp4 127.0.0.1:1->127.0.0.1:8080: read: connection reset by peer'
+    )
     with connect(port) as connection:
         connection.sendall(b"POST once")
         with pytest.raises(ConnectionResetError):
