@@ -38,7 +38,7 @@ from .control_plane import SERVICE_ADDRESS, ensure_control_plane
 from .kubeconfigs import write_kubeconfig
 from .layout import CONTEXT, NODE_NAME, Layout
 from .node import ensure_node, kubelet_is_healthy
-from .processes import ProcessSpec, ProcessTable, end, in_containers
+from .processes import ProcessSpec, ProcessTable, end, end_containers
 
 _KUBERNETES_PROCESSES = ("provisioner", "kubelet", "kube-scheduler", "kube-controller-manager")
 _STORE_PROCESSES = ("kube-apiserver", "etcd")
@@ -348,7 +348,7 @@ def _context_entry(layout: Layout) -> kubeconfig.Entry:
 
 def _end_pods(layout: Layout, table: ProcessTable) -> None:
     """End the processes in our containers, SIGTERM first, then containerd's shims, which outlive containerd."""
-    end(in_containers(layout.containerd), grace=10)
+    end_containers(layout.containerd, grace=10)
     daemon = table.pid("containerd")
     end([pid for pid in table.marked("containerd") if pid != daemon], grace=1)
 

@@ -16,7 +16,7 @@ from airflow_deployer.errors import LocalClusterError
 
 from . import network
 from .layout import Layout
-from .processes import ProcessSpec, ProcessTable, end, in_containers
+from .processes import ProcessSpec, ProcessTable, end, end_containers, start_time
 
 SOCKET = Path("/var/run/docker.sock")
 NAME = "dockerd"
@@ -63,11 +63,11 @@ def configuration(layout: Layout, mtu: int) -> dict[str, object]:
 
 
 def _forget_dead_containerd(layout: Layout) -> None:
-    # dockerd takes the pid in this file for its own containerd as long as any process has that pid.
+    # dockerd takes whatever has the pid in this file, even a zombie, for its own containerd and waits for it in vain.
     pid_file = _exec_root(layout) / "containerd" / "containerd.pid"
     with contextlib.suppress(OSError, ValueError):
-        comm = Path(f"/proc/{int(pid_file.read_text())}/comm")
-        if not comm.exists() or comm.read_text().strip() != "containerd":
+        pid = int(pid_file.read_text())
+        if start_time(pid) is None or Path(f"/proc/{pid}/comm").read_text().strip() != "containerd":
             pid_file.unlink()
 
 
@@ -100,7 +100,7 @@ def stop_docker(layout: Layout, table: ProcessTable) -> None:
     ours = table.record(NAME) is not None
     table.stop(NAME, grace=30)
     # What a dockerd that was killed has left: its containers, its containerd and that one's shims.
-    end(in_containers(layout.docker), grace=5)
+    end_containers(layout.docker, grace=5)
     end(table.marked(NAME), grace=5)
     if ours and server_version() is None:
         SOCKET.unlink(missing_ok=True)

@@ -125,6 +125,30 @@ def in_containers(directory: Path) -> list[int]:
     return found
 
 
+def is_first_in_container(status: str) -> bool:
+    """Whether a /proc/PID/status is that of a pid namespace's first process, seen from outside (`NSpid`, proc(5))."""
+    for line in status.splitlines():
+        if line.startswith("NSpid:"):
+            ids = line.split()[1:]
+            return len(ids) > 1 and ids[-1] == "1"
+    return False
+
+
+def end_containers(directory: Path, *, grace: float) -> None:
+    """End the containers whose file systems lie below `directory`.
+
+    SIGTERM goes to the first process of each, as from a container runtime: how the others end is its matter. After
+    `grace` seconds all that is left is killed.
+    """
+    first = []
+    for pid in in_containers(directory):
+        with contextlib.suppress(OSError):
+            if is_first_in_container((_PROC / str(pid) / "status").read_text()):
+                first.append(pid)
+    end(first, grace=grace)
+    end(in_containers(directory), grace=0)
+
+
 def end(pids: Iterable[int], *, grace: float, first: signal.Signals = signal.SIGTERM) -> None:
     """Send `first`, wait up to `grace` seconds for all of them to end, then SIGKILL.
 

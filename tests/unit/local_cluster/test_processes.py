@@ -20,6 +20,7 @@ from airflow_deployer.local_cluster.native.processes import (
     ProcessTable,
     boot_id,
     end,
+    is_first_in_container,
     is_running,
     parse_start_time,
     root_is_overlay_in,
@@ -170,3 +171,11 @@ def test_a_container_is_known_by_its_root_file_system() -> None:
     assert not root_is_overlay_in(container, Path("/var/sta"))
     assert not root_is_overlay_in(host + mounted, Path("/var/state"))
     assert not root_is_overlay_in("", Path("/var/state"))
+
+
+def test_the_first_process_of_a_container_is_known_by_its_inner_pid() -> None:
+    assert is_first_in_container("Name:\tsleep\nNSpid:\t4711\t1\n")
+    assert is_first_in_container("NSpid:\t4711\t12\t1\n")
+    assert not is_first_in_container("NSpid:\t4711\t7\n")
+    assert not is_first_in_container("NSpid:\t1\n")
+    assert not is_first_in_container("")
