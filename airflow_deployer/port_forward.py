@@ -460,8 +460,11 @@ class _ResumingContext(ssl.SSLContext):
 
     _session: ssl.SSLSession | None = None
 
-    def remember(self, connection: ssl.SSLObject) -> None:
-        """Resume this connection's session from now on, if the server gave a ticket for it."""
+    def remember(self, connection: ssl.SSLObject | None) -> None:
+        """Resume this connection's session from now on, if it is a new one and the server gave a ticket for it."""
+        # Looking at `session` costs some kilobytes that CPython never frees, so not on every connection.
+        if connection is None or connection.session_reused:
+            return
         session = connection.session
         if session is not None and session.has_ticket:
             self._session = session
