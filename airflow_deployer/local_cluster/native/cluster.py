@@ -224,6 +224,8 @@ def _ensure_packages(layout: Layout, progress: Progress) -> None:
     wanted = dict(packages.REQUIRED)
     if docker_engine.server_version() is None:
         wanted |= packages.DOCKER
+        if packages.apparmor_is_on():
+            wanted |= packages.DOCKER_UNDER_APPARMOR
     if not kubernetes_build.is_built(layout):
         wanted |= packages.FOR_BUILDING
     packages.ensure_packages(layout, packages.missing(wanted), progress)
@@ -355,8 +357,11 @@ def _end_pods(layout: Layout, table: ProcessTable) -> None:
 
 def _remove_traces(layout: Layout) -> None:
     """What lies in places that the programs give no choice about: the pods' logs, the record of network set-ups."""
-    for path in Path("/var/lib/cni/results").glob(f"{network.CNI_NETWORK}-*"):
+    results = Path("/var/lib/cni/results")
+    for path in results.glob(f"{network.CNI_NETWORK}-*-eth0"):
+        container = path.name.removeprefix(f"{network.CNI_NETWORK}-").removesuffix("-eth0")
         path.unlink(missing_ok=True)
+        (results / f"cni-loopback-{container}-lo").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         for pod in (layout.kubelet / "pods").iterdir():
             for directory in Path("/var/log/pods").glob(f"*_{pod.name}"):

@@ -270,6 +270,20 @@ def _ensure_root_file_system(layout: Layout, progress: Progress) -> Path:
     return archive
 
 
+def _import(archive: Path, progress: Progress) -> None:
+    import docker.errors
+
+    repository, tag = _ROOT_IMAGE
+    with progress.step(f"Image {repository}:{tag}"):
+        client = _docker()
+        try:
+            client.api.import_image_from_file(str(archive), repository=repository, tag=tag)
+        except docker.errors.DockerException as error:
+            raise LocalClusterError(f"importing {archive} into Docker failed: {error}") from error
+        finally:
+            client.close()
+
+
 def ensure_stand_ins(layout: Layout, progress: Progress) -> None:
     """Have `library/python` and `library/postgres` in the registry.
 
@@ -279,12 +293,7 @@ def ensure_stand_ins(layout: Layout, progress: Progress) -> None:
     missing = [s for s in STAND_INS if not _is_current(layout, s.repository, s.tag, _inputs(s))]
     if not missing:
         return
-    archive = _ensure_root_file_system(layout, progress)
-    client = _docker()
-    try:
-        client.api.import_image_from_file(str(archive), repository=_ROOT_IMAGE[0], tag=_ROOT_IMAGE[1])
-    finally:
-        client.close()
+    _import(_ensure_root_file_system(layout, progress), progress)
     for stand_in in missing:
         with progress.step(f"Image {stand_in.name}") as step:
             files = {name: FILES / name for name in stand_in.files} | {"Dockerfile": FILES / stand_in.dockerfile}

@@ -79,6 +79,8 @@ def _build(layout: Layout, work: Path, step: Step) -> Path:
     environ = {
         "GOPATH": str(work),
         "GOCACHE": str(work / "cache"),
+        # Temporary files go with the work directory, whatever ends the build.
+        "GOTMPDIR": str(work),
         "GO111MODULE": "off",
         "CGO_ENABLED": "0",
         "GOFLAGS": "",

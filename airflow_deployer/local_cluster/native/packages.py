@@ -32,6 +32,9 @@ REQUIRED = {
     "libc6-dev": "/usr/include/stdio.h",
 }
 DOCKER = {"docker.io": "/usr/sbin/dockerd"}
+# Where the kernel has AppArmor switched on, Docker starts no container without the program that loads its profile.
+DOCKER_UNDER_APPARMOR = {"apparmor": "/usr/sbin/apparmor_parser"}
+_APPARMOR_SWITCH = Path("/sys/module/apparmor/parameters/enabled")
 FOR_BUILDING = {"golang-1.19-go": "/usr/lib/go-1.19/bin/go", "dpkg-dev": "/usr/bin/dpkg-source"}
 # The services that these packages would start at the next boot on a machine with systemd.
 _SERVICES = {
@@ -171,6 +174,14 @@ def debian_mirror() -> str | None:
 def missing(packages: dict[str, str]) -> list[str]:
     """Those of the packages that are not installed."""
     return [name for name, path in packages.items() if not Path(path).exists()]
+
+
+def apparmor_is_on() -> bool:
+    """Whether the kernel enforces AppArmor profiles."""
+    try:
+        return _APPARMOR_SWITCH.read_text().startswith("Y")
+    except OSError:
+        return False
 
 
 @contextmanager

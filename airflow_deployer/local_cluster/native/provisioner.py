@@ -211,9 +211,10 @@ def _follow(api: Api, path: str, changed: threading.Event) -> None:
         try:
             for _ in api.watch(path, seconds=_WATCH_SECONDS):
                 changed.set()
-        except ApiError:
-            time.sleep(1)
+        except ApiError as error:
+            _say(error.message)
         # What changed between two watches is seen by the pass that this asks for.
+        time.sleep(1)
         changed.set()
 
 

@@ -28,24 +28,24 @@ initialise() {
   from_file POSTGRES_PASSWORD
   from_file POSTGRES_DB "$POSTGRES_USER"
   from_file POSTGRES_INITDB_ARGS
-  local method=${POSTGRES_HOST_AUTH_METHOD:-scram-sha-256} password_file
+  local method=${POSTGRES_HOST_AUTH_METHOD:-scram-sha-256} password
   if [[ -z $POSTGRES_PASSWORD && $method != trust ]]; then
     fail "POSTGRES_PASSWORD (or POSTGRES_PASSWORD_FILE) must be set to initialise the database"
   fi
 
   local arguments=(--username="$POSTGRES_USER")
   if [[ -n $POSTGRES_PASSWORD ]]; then
-    password_file=$(mktemp)
-    printf '%s\n' "$POSTGRES_PASSWORD" >"$password_file"
-    arguments+=(--pwfile="$password_file")
+    # Through a pipe: neither on a command line nor in a file, and /tmp may be read-only.
+    exec {password}< <(printf '%s\n' "$POSTGRES_PASSWORD")
+    arguments+=(--pwfile="/dev/fd/$password")
   fi
   if [[ -n ${POSTGRES_INITDB_WALDIR-} ]]; then
     arguments+=(--waldir="$POSTGRES_INITDB_WALDIR")
   fi
   # POSTGRES_INITDB_ARGS is a list of words, as in a shell.
   eval "initdb -D \"\$PGDATA\" \"\${arguments[@]}\" $POSTGRES_INITDB_ARGS"
-  if [[ -n ${password_file-} ]]; then
-    rm -f "$password_file"
+  if [[ -n ${password-} ]]; then
+    exec {password}<&-
   fi
   printf '\nhost all all all %s\n' "$method" >>"$PGDATA/pg_hba.conf"
 
