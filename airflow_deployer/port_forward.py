@@ -352,7 +352,7 @@ class _ApiServer:
                     status = await response.json(content_type=None)
                     return isinstance(status, dict) and status.get("reason") == "NotFound"
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise _UnavailableError(f"the API server cannot be reached: {_one_line(error)}") from error
+            raise _UnavailableError(f"the API server cannot be reached: {_cause(error)}") from error
         return False
 
     async def open_stream(self) -> aiohttp.ClientWebSocketResponse[bool]:
@@ -401,7 +401,7 @@ class _ApiServer:
             reason = "there is no such pod" if error.status == 404 else f"the pod does not run (HTTP {error.status})"
             raise _UnavailableError(reason) from error
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise _UnavailableError(f"the API server cannot be reached: {_one_line(error)}") from error
+            raise _UnavailableError(f"the API server cannot be reached: {_cause(error)}") from error
         if stream.protocol != SUBPROTOCOL:
             await stream.close()
             raise _RefusedError(f"the API server does not speak {SUBPROTOCOL}")
@@ -513,7 +513,7 @@ class _Forward:
         self._log = log
         self._connections: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
-        self._trouble = ""
+        self._reported: set[str] = set()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take one TCP connection; whatever happens to it stays with it."""
@@ -526,18 +526,18 @@ class _Forward:
         if not connection.cancelled() and (error := connection.exception()) is not None:
             self.report_trouble(f"a connection failed: {type(error).__name__}: {error}")
 
-    def report_trouble(self, reason: str) -> None:
-        """Log why connections wait or fail, once for as long as the reason is the same, and look at the cause."""
-        if reason != self._trouble:
-            self._log(reason)
-        self._trouble = reason
+    def report_trouble(self, line: str) -> None:
+        """Log why connections wait or fail, once until one succeeds, and look whether the StatefulSet is gone."""
+        if line not in self._reported:
+            self._log(line)
+        self._reported.add(line)
         self._doubt.set()
 
     def report_success(self) -> None:
-        """Log that a connection works again."""
-        if self._trouble:
+        """Log that connections succeed again."""
+        if self._reported:
             self._log("connected again")
-        self._trouble = ""
+        self._reported.clear()
 
     async def require_stateful_set(self) -> None:
         """Look before the first connection.
@@ -583,8 +583,8 @@ class _Forward:
                 gone = await self.api.stateful_set_is_gone()
             except _UnavailableError as error:
                 missing_since = None
-                if str(error) != self._trouble:
-                    self.report_trouble(str(error))
+                self.report_trouble(str(error))
+                # What connections do not ask for again can wait for the next look.
                 self._doubt.clear()
                 await self.api.reload_if_changed()
                 continue
@@ -759,6 +759,13 @@ def _reset(writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             # struct linger: on, 0 seconds (socket(7)).
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _cause(error: Exception) -> str:
+    """Say what broke without the client library's description of the connection around it."""
+    # aiohttp.ClientConnectorError has the one, ClientConnectorCertificateError the other.
+    inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
+    return _one_line(getattr(inner, "strerror", None) or inner)
 
 
 def _one_line(error: object) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import struct
 import threading
 from collections.abc import Awaitable, Callable
@@ -20,9 +21,12 @@ DATA, ERROR = b"\0", b"\1"
 
 
 class FakeApiServer:
-    """An API server at `http://127.0.0.1:<port>` with at most one StatefulSet and its pod."""
+    """An API server at 127.0.0.1 with at most one StatefulSet and its pod; it speaks TLS with a `certificate`."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
+        self._certificate = certificate
+        self.resumed: list[bool | None] = []
+        """For each stream over TLS, whether its session was resumed."""
         self.port = 0
         self.backend = 0
         """The TCP port that the "pod" forwards to."""
@@ -35,6 +39,7 @@ class FakeApiServer:
         """Written to the error channel of the next streams instead of connecting them."""
         self.drop_after: int | None = None
         """Cut the connection of a stream after this many bytes from the pod, without a closing frame."""
+        self.requests = 0
         self.streams = 0
         self.from_pod = 0
         self.to_pod = 0
@@ -72,12 +77,17 @@ class FakeApiServer:
                     "kind": "Config",
                     "current-context": "fake",
                     "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
-                    "clusters": [{"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}],
+                    "clusters": [{"name": "fake", "cluster": self._cluster()}],
                     "users": [{"name": "fake", "user": {"token": token}}],
                 }
             )
         )
         return str(path)
+
+    def _cluster(self) -> dict[str, str]:
+        if self._certificate is None:
+            return {"server": f"http://127.0.0.1:{self.port}"}
+        return {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": str(self._certificate)}
 
     async def _start(self) -> None:
         application = web.Application()
@@ -85,7 +95,11 @@ class FakeApiServer:
         application.router.add_get("/api/v1/namespaces/{ns}/pods/{pod}/portforward", self._checked(self._forward))
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        tls = None
+        if self._certificate is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(self._certificate)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -98,6 +112,7 @@ class FakeApiServer:
         self, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
+            self.requests += 1
             if self.accepted_token and request.headers.get("Authorization") != f"Bearer {self.accepted_token}":
                 return web.json_response({"kind": "Status", "reason": "Unauthorized"}, status=401)
             return await handler(request)
@@ -111,6 +126,9 @@ class FakeApiServer:
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         self.streams += 1
+        if self._certificate is not None:
+            assert request.transport is not None
+            self.resumed.append(request.transport.get_extra_info("ssl_object").session_reused)
         if self.forbidden:
             return web.json_response({"kind": "Status", "reason": "Forbidden"}, status=403)
         if not self.pod_exists:

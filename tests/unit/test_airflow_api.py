@@ -38,7 +38,12 @@ class Server(ThreadingHTTPServer):
         self.resets = 0
         self.answers: dict[str, tuple[int, Any]] = {}
         self.dags = [
-            {"dag_id": f"dag_{number:03}", "is_paused": False, "last_parsed_time": "2026-11-23T09:00:00Z"}
+            {
+                "dag_id": f"dag_{number:03}",
+                "is_paused": False,
+                "last_parsed_time": "2026-11-23T09:00:00Z",
+                "relative_fileloc": "a.py",
+            }
             for number in range(3)
         ]
         self.requests: list[str] = []
@@ -145,9 +150,13 @@ def test_a_component_that_is_null_is_left_out(api: AirflowApi, server: Server) -
 
 
 def test_dags_and_import_errors_after_a_login(logged_in: AirflowApi) -> None:
-    assert logged_in.dags()[0] == Dag("dag_000", False, "2026-11-23T09:00:00Z")
+    assert logged_in.dags()[0] == Dag("dag_000", False, "2026-11-23T09:00:00Z", "a.py")
     assert logged_in.import_errors() == [
-        ImportFailure("broken.py", "Traceback (most recent call last):\nNameError: name 'x' is not defined\n")
+        ImportFailure(
+            "broken.py",
+            "Traceback (most recent call last):\nNameError: name 'x' is not defined\n",
+            "2026-11-23T09:00:00Z",
+        )
     ]
 
 

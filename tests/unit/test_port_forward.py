@@ -10,9 +10,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from airflow_deployer import port_forward
 from airflow_deployer.errors import ForwardError
@@ -310,6 +315,53 @@ def test_a_missing_permission_is_named(port: int, api: FakeApiServer, log: list[
     with connect(port) as connection, pytest.raises(ConnectionResetError):
         connection.recv(1)
     assert any("get and create on pods/portforward in namespace ns" in line for line in log)
+
+
+def make_certificate(path: Path) -> Path:
+    """Write a self-signed certificate for 127.0.0.1 and its key into one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fake")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(certificate.public_bytes(pem) + secret)
+    return path
+
+
+def test_tls_sessions_are_resumed(tmp_path: Path) -> None:
+    with FakeApiServer(make_certificate(tmp_path / "certificate")) as api:
+        backend = Backend(echo)
+        api.backend = backend.port
+        target = Target("fake", "ns", "airflow", 8080, api.write_kubeconfig(tmp_path / "kubeconfig", token="token-1"))
+        with forwarded(target) as port:
+            for _ in range(3):
+                with connect(port) as connection:
+                    connection.sendall(b"hello")
+                    assert connection.recv(5) == b"hello"
+        backend.close()
+        assert api.resumed == [False, True, True]
+
+
+def test_a_server_that_the_kubeconfig_does_not_trust_gets_nothing(tmp_path: Path) -> None:
+    log: list[str] = []
+    certificate = make_certificate(tmp_path / "certificate")
+    with FakeApiServer(certificate) as api:
+        target = Target("fake", "ns", "airflow", 8080, api.write_kubeconfig(tmp_path / "kubeconfig", token="token-1"))
+        other = make_certificate(tmp_path / "other").read_bytes()
+        served = certificate.read_bytes()
+        certificate.write_bytes(other)
+        with forwarded(target, log=log.append):
+            pass
+        certificate.write_bytes(served)
+        assert api.requests == 0
+    assert any("CERTIFICATE_VERIFY_FAILED" in line for line in log), log
 
 
 def test_looking_whether_the_port_is_open_opens_no_stream(port: int, api: FakeApiServer) -> None:
