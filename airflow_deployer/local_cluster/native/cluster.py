@@ -140,9 +140,8 @@ def down(progress: Progress, *, purge: bool, layout: Layout | None = None) -> No
 
 
 def exists(layout: Layout | None = None) -> bool:
-    """Whether there is a native cluster on this machine, running or not."""
-    layout = layout or Layout()
-    return layout.state.exists() and (not _is_readable(layout) or layout.etcd.exists())
+    """Whether there is a native cluster on this machine, running or not, or one that an interrupted `up` began."""
+    return (layout or Layout()).state.exists()
 
 
 def status(layout: Layout | None = None) -> ClusterStatus:

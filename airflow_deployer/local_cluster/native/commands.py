@@ -24,7 +24,7 @@ MARK = "AIRFLOW_DEPLOYER_NATIVE"
 COMMAND = "command"
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
-_INHERITED = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", *PROXIES)
+_INHERITED = ("HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", *PROXIES)
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
 _DETAIL_WIDTH = 100
 
@@ -33,14 +33,19 @@ _lock = threading.Lock()
 _stopped = threading.Event()
 
 
+def search_path() -> str:
+    """The caller's PATH and the directories of system programs, which a user's PATH may lack."""
+    path = [part for part in os.environ.get("PATH", "").split(os.pathsep) if part]
+    return os.pathsep.join([*path, *(part for part in _SBIN if part not in path)])
+
+
 def environment(state: Path, part: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a program of ours: what it needs of the caller's, the mark, `extra`.
 
     The caller's whole environment is not handed on: it may hold secrets that do not belong into long-lived processes.
     """
     values = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    path = values.get("PATH", "").split(os.pathsep)
-    values["PATH"] = os.pathsep.join([*(p for p in path if p), *(p for p in _SBIN if p not in path)])
+    values["PATH"] = search_path()
     values.setdefault("HOME", "/root")
     values[MARK] = f"{state}:{part}"
     values.update(extra or {})

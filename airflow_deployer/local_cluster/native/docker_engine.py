@@ -15,6 +15,7 @@ from pathlib import Path
 from airflow_deployer.errors import LocalClusterError
 
 from . import network
+from .commands import search_path
 from .layout import Layout
 from .processes import ProcessSpec, ProcessTable, end, end_containers, start_time
 
@@ -81,7 +82,7 @@ def ensure_docker(layout: Layout, table: ProcessTable) -> tuple[str, bool]:
     version = server_version()
     if version is not None and not ours and not table.marked(NAME):
         return version, False
-    program = shutil.which("dockerd", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+    program = shutil.which("dockerd", path=search_path())
     if program is None:
         raise LocalClusterError("starting Docker failed: there is no dockerd", hint="Run `apt-get install docker.io`.")
     path = layout.configuration / "dockerd.json"

@@ -254,6 +254,8 @@ def _ensure_root_file_system(layout: Layout, progress: Progress) -> Path:
                 (root / "etc/pip.conf").write_text(f"[global]\nindex-url = {index}\n")
                 (root / "etc/uv").mkdir()
                 (root / "etc/uv/uv.toml").write_text(f'[[index]]\nurl = "{index}"\ndefault = true\n')
+            # A temporary directory is its owner's alone; as the root of an image it must be everybody's.
+            root.chmod(0o755)
             partial = archive.with_suffix(".partial")
             run(
                 ["tar", "-C", root, "--numeric-owner", "--one-file-system", "-cf", partial, "."],

@@ -13,13 +13,14 @@ from pathlib import Path
 from airflow_deployer.errors import LocalClusterError
 from airflow_deployer.progress import Progress, Step
 
-from .commands import read, run
+from .commands import read, run, search_path
 from .layout import Layout
 
-# Package: a file of it whose presence says that it is installed. Asking dpkg costs 0.1 s, this costs nothing.
+# Package: a file of it, or a program on the PATH, whose presence says that it is installed or that another package
+# stands for it (Docker's own `containerd.io` brings runc). Asking dpkg costs 0.1 s, this costs nothing.
 REQUIRED = {
     "containerd": "/usr/bin/containerd",
-    "runc": "/usr/sbin/runc",
+    "runc": "runc",
     "containernetworking-plugins": "/usr/lib/cni/bridge",
     "docker-registry": "/usr/bin/docker-registry",
     "etcd-server": "/usr/bin/etcd",
@@ -173,7 +174,9 @@ def debian_mirror() -> str | None:
 
 def missing(packages: dict[str, str]) -> list[str]:
     """Those of the packages that are not installed."""
-    return [name for name, path in packages.items() if not Path(path).exists()]
+    # `which` takes a path as well; what is no program (a header) is looked for as a file.
+    places = search_path()
+    return [name for name, file in packages.items() if not (shutil.which(file, path=places) or Path(file).is_file())]
 
 
 def apparmor_is_on() -> bool:
@@ -225,7 +228,8 @@ def ensure_packages(layout: Layout, names: list[str], progress: Progress) -> Non
         return
     with progress.step("Debian packages") as step, no_services():
         _apt(layout, ["update"], action="updating the package lists", step=step)
-        install = ["install", "-y", "--no-install-recommends", *names]
+        # Never at the price of a package that somebody else installed.
+        install = ["install", "-y", "--no-install-recommends", "--no-remove", *names]
         _apt(layout, install, action=f"installing {', '.join(names)}", step=step)
         # Where systemd runs, the packages' own services would take our ports after the next boot.
         if Path("/run/systemd/system").is_dir():
