@@ -5,6 +5,7 @@ Flags are those of Kubernetes 1.20 and etcd 3.4. Everything listens on 127.0.0.1
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 from .api import API_PORT, SERVER, Api
@@ -17,7 +18,8 @@ from .processes import ProcessSpec, ProcessTable
 
 SERVICE_RANGE = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
-_ETCD = "https://127.0.0.1:12379"
+_ETCD_PORT = 12379
+_ETCD = f"https://127.0.0.1:{_ETCD_PORT}"
 _ETCD_PEER = "https://127.0.0.1:12380"
 _ISSUER = "https://kubernetes.default.svc"
 
@@ -127,6 +129,14 @@ def scheduler_spec(layout: Layout) -> ProcessSpec:
     )
 
 
+def _etcd_listens() -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", _ETCD_PORT), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def ensure_control_plane(layout: Layout, table: ProcessTable, network: PodNetwork) -> None:
     """Have etcd and the API server answer, and start the controllers and the scheduler.
 
@@ -137,6 +147,11 @@ def ensure_control_plane(layout: Layout, table: ProcessTable, network: PodNetwor
     layout.etcd.chmod(0o700)
     table.ensure(etcd_spec(layout))
     table.ensure(apiserver_spec(layout, network))
+    # Both start at once; a store that does not must not look like a failure of the API server.
+    hint = (
+        "After a power failure its data may be damaged: `deployer cluster down --purge`, then up, makes a new cluster."
+    )
+    table.wait("etcd", _etcd_listens, timeout=30, hint=hint)
     table.wait("kube-apiserver", Api(layout).is_ready, timeout=60)
     table.ensure(controller_manager_spec(layout))
     table.ensure(scheduler_spec(layout))

@@ -277,24 +277,28 @@ class ProcessTable:
         except OSError:
             return []
 
-    def wait(self, name: str, ready: Callable[[], bool], *, timeout: float) -> None:
+    def wait(self, name: str, ready: Callable[[], bool], *, timeout: float, hint: str = "") -> None:
         """Wait until `ready` says so.
+
+        Args:
+            hint: what helps when it does not start; by default to read its log.
 
         Raises:
             LocalClusterError: the process ended meanwhile, or was not ready within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
+        hint = hint or f"Read {self.log(name)}, then run `deployer cluster up` again."
         while not ready():
             if self.pid(name) is None:
                 raise LocalClusterError(
                     f"starting {name} failed: it ended at once",
-                    hint=f"Read {self.log(name)}, then run `deployer cluster up` again.",
+                    hint=hint,
                     details=self.last_lines(name),
                 )
             if time.monotonic() > deadline:
                 raise LocalClusterError(
                     f"starting {name} failed: it is not ready after {timeout:.0f} s",
-                    hint=f"Read {self.log(name)}, then run `deployer cluster up` again.",
+                    hint=hint,
                     details=self.last_lines(name),
                 )
             time.sleep(0.05)

@@ -157,8 +157,12 @@ def test_one_that_ends_at_once_is_reported_with_its_last_words(layout: Layout) -
 def test_waiting_has_a_deadline(layout: Layout) -> None:
     table = ProcessTable(layout)
     table.ensure(SLEEP)
-    with pytest.raises(LocalClusterError, match="starting sleeper failed: it is not ready after 0 s"):
+    with pytest.raises(LocalClusterError, match="starting sleeper failed: it is not ready after 0 s") as caught:
         table.wait("sleeper", lambda: False, timeout=0)
+    assert "sleeper.log" in caught.value.hint
+    with pytest.raises(LocalClusterError) as caught:
+        table.wait("sleeper", lambda: False, timeout=0, hint="Make a new one.")
+    assert caught.value.hint == "Make a new one."
 
 
 def test_a_container_is_known_by_its_root_file_system() -> None:
