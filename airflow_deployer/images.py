@@ -46,6 +46,7 @@ TRANSFER_TIMEOUT = 300.0
 
 _DETAIL_LINES = 15
 _DETAIL_WIDTH = 72
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -470,7 +471,7 @@ class _Push:
 
 
 class _Log:
-    """Joins the builder's fragments to lines and keeps them."""
+    """Joins the builder's fragments to lines, keeps them, and drops the builder's own housekeeping and colours."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -479,7 +480,8 @@ class _Log:
     def add(self, fragment: str) -> Iterator[str]:
         *lines, self._rest = (self._rest + fragment).split("\n")
         for line in lines:
-            if text := line.rstrip():
+            text = _COLOURS.sub("", line).rstrip()
+            if text and not text.startswith((" ---> ", "Removing intermediate container ")):
                 self.lines.append(text)
                 yield text
 

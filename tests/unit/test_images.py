@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,8 +112,11 @@ def test_the_dockerfile_of_everything(content: ProjectContent) -> None:
 
 def test_the_builders_fragments_become_lines() -> None:
     log = _Log()
-    assert list(log.add("Step 1/2 : FROM base\n ---> 12\nSte")) == ["Step 1/2 : FROM base", " ---> 12"]
-    assert list(log.add("p 2/2 : COPY\n\n")) == ["Step 2/2 : COPY"]
+    assert list(log.add("Step 1/2 : FROM base\n ---> 12\nSte")) == ["Step 1/2 : FROM base"]
+    assert list(log.add("p 2/2 : COPY\n\n\x1b[91moh no\n\x1b[0mRemoving intermediate container 12\n")) == [
+        "Step 2/2 : COPY",
+        "oh no",
+    ]
 
 
 def test_a_push_counts_layers_and_bytes() -> None:
@@ -189,3 +195,28 @@ def test_an_address_that_is_none(docker_host: Callable[[str], None]) -> None:
     docker_host("nonsense://x")
     with pytest.raises(DockerError, match="Cannot reach Docker Engine at nonsense://x"):
         Engine().connect()
+
+
+def test_an_engine_that_may_not_be_used() -> None:
+    """In a process of its own, without root's permission to use every socket."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
+        path = Path(folder) / "s"
+        server.bind(str(path))
+        server.listen()
+        path.chmod(0o000)
+        Path(folder).chmod(0o755)
+        code = (
+            "import os, docker\n"
+            "from airflow_deployer.errors import DockerError\n"
+            "from airflow_deployer.images import Engine\n"
+            "if os.getuid() == 0:\n"
+            "    os.setgroups([])\n"
+            "    os.setresuid(65534, 65534, 65534)\n"
+            "try:\n"
+            "    Engine().connect()\n"
+            "except DockerError as error:\n"
+            "    print(error.message, error.hint)\n"
+        )
+        env = os.environ | {"DOCKER_HOST": f"unix://{path}", "DOCKER_CONFIG": folder}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert ": permission denied. Add yourself to its group" in done.stdout, done
