@@ -4,18 +4,21 @@ PID 1 of the container `airflow`. It imports nothing but the standard library (a
 so that it is there at once and stays small; Airflow itself runs in its children.
 
 Order of a start: wait for Postgres, compare the schema with the revisions that were written down when the image was
-built (`schema_revisions.py`), `airflow db migrate` only where it is behind, API server, and once that answers
-everything else: Airflow 3's tasks talk to the API server, and a task that meets a closed port has burned its attempt.
+built (`schema_revisions.py`), `airflow db migrate` only where it is behind, everything that runs no tasks, and once the
+API server answers the scheduler: Airflow 3's tasks talk to that server, and one that meets a closed port has burned its
+attempt.
 
 Order of a stop (SIGTERM, SIGINT, or a process that died): scheduler first, API server last, because running tasks
-report to it; then whatever is left over is killed, and the very last act is the file `stopped`, which Postgres waits
-for. A second signal cuts the wait for running tasks short.
+report to it; then whatever is left over is killed. As long as this process lives it holds the lock on the file
+`supervisor.lock`, and Postgres waits for that lock before it stops: however this process ends, the kernel frees it.
+A second signal cuts the wait for running tasks short.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import http.client
 import http.server
 import json
@@ -98,7 +101,7 @@ class Settings:
 
     Args:
         secrets: the mounted Secret: `sql-alchemy-conn` and `simple-auth-passwords.json` are read.
-        shared: the emptyDir shared with the container `postgres`; the file `stopped` is written there.
+        shared: the emptyDir shared with the container `postgres`; the file `supervisor.lock` is locked there.
         airflow_home: a writable directory.
         schema: what `schema_revisions.py` wrote.
         termination_log: Kubernetes' `terminationMessagePath`; the cause of a failure goes there.
@@ -460,7 +463,7 @@ class Supervisor:
         settings: paths, ports and times.
         api_server: started first, stopped last.
         scheduler: started once the API server answers, stopped first; its children are the running tasks.
-        others: started with the scheduler.
+        others: started with the API server; they run no tasks.
         migration: brings the schema up to date.
         output: descriptor that all log lines go to.
     """
@@ -496,8 +499,8 @@ class Supervisor:
         probes = ProbeServer(self.settings.probe_port, {"/livez": self.liveness, "/readyz": self.readiness})
         threading.Thread(target=probes.serve_forever, name="probes", daemon=True).start()
         exit_code = 0
+        lock = self._lock()
         try:
-            (self.settings.shared / "stopped").unlink(missing_ok=True)
             self._start()
             while True:
                 self._step(1.0)
@@ -517,9 +520,14 @@ class Supervisor:
         os.close(self._log_pipe)
         self._pump.drain(DRAIN_SECONDS)
         probes.server_close()
-        with contextlib.suppress(OSError):
-            (self.settings.shared / "stopped").touch()
+        os.close(lock)
         return exit_code
+
+    def _lock(self) -> int:
+        """Hold the lock that Postgres waits for before it stops; children do not inherit the descriptor."""
+        descriptor = os.open(self.settings.shared / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return descriptor
 
     def log(self, message: str) -> None:
         """Write a line of our own, dropped rather than waited for when nobody reads the log."""
@@ -571,15 +579,16 @@ class Supervisor:
             self._enter("migrating the database")
             self._migrate()
         self._enter("starting api-server")
-        self._spawn(self.api_server)
+        # What runs no tasks starts beside it: the wait for it is long enough to share a second processor.
+        for component in (self.api_server, *self.others):
+            self._spawn(component)
         deadline = time.monotonic() + API_SERVER_SECONDS
         while not self._api.answers(1.0):
             if time.monotonic() > deadline:
                 raise StartError(f"the API server did not answer within {API_SERVER_SECONDS:.0f} s.")
             self._step(0.1)
         self._api_answered = True
-        for component in (self.scheduler, *self.others):
-            self._spawn(component)
+        self._spawn(self.scheduler)
         self._enter("running")
 
     def _enter(self, phase: str) -> None:

@@ -190,7 +190,7 @@ def test_a_variable_that_only_the_database_knows(project: Project) -> None:
     project.write("dags/dummy.py", DUMMY_DAG)
     project.write(
         "dags/needs_variable.py",
-        'from airflow.sdk import DAG, Variable\n\nteam = Variable.get("team")\n\nwith DAG("needs", schedule=None):\n    pass\n',
+        "from airflow.sdk import DAG, Variable\n\nteam = Variable.get('team')\n\nDAG('needs', schedule=None)\n",
     )
     result = project.deployer("up", "--output", "json")
     assert result.code == 1, result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import http.server
 import json
@@ -286,7 +287,6 @@ class Life:
             (folder / name).mkdir()
         if programs.get("password-file", True):
             (folder / "secrets" / "simple-auth-passwords.json").write_text('{"admin": "pw"}')
-        (folder / "shared" / "stopped").touch()
         self.log = folder / "log"
         defaults = {
             "api-server": API.replace("PORT", str(ports[0])).replace("HEALTH", repr(HEALTHY)),
@@ -372,6 +372,16 @@ def unused_ports() -> list[int]:
     return ports
 
 
+def is_locked(file: Path) -> bool:
+    """Whether somebody holds the lock, as the `flock` of Postgres' preStop would find."""
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def positions(lines: list[str], *texts: str) -> list[int]:
     """Where each text first stands."""
     return [next(index for index, line in enumerate(lines) if text in line) for text in texts]
@@ -391,10 +401,10 @@ def test_starts_api_first_and_stops_scheduler_first(start: Start, tmp_path: Path
     assert life.get("/livez") == (200, {"live": True, "phase": "running", "problem": None})
     password_file = tmp_path / "home" / "simple-auth-passwords.json"
     assert (password_file.read_text(), password_file.stat().st_mode & 0o777) == ('{"admin": "pw"}', 0o600)
-    assert not (tmp_path / "shared" / "stopped").exists()
+    assert is_locked(tmp_path / "shared" / "supervisor.lock")
     life.process.send_signal(signal.SIGTERM)
     assert life.end() == 0
-    assert (tmp_path / "shared" / "stopped").exists()
+    assert not is_locked(tmp_path / "shared" / "supervisor.lock")
     order = positions(life.lines, "migrated", "[api-server] answering", "[scheduler] started", "[scheduler] ending")
     assert order == sorted(order)
     order = positions(life.lines, "[scheduler] ending", "[api-server] ending", "Stopped after")
@@ -407,7 +417,7 @@ def test_a_process_that_dies_ends_the_others(start: Start, tmp_path: Path) -> No
     assert (tmp_path / "termination-log").read_text() == "Triggerer ended with exit code 3.\n"
     order = positions(life.lines, "[triggerer] oh dear", "Stopping: triggerer ended with exit code 3.", "Stopped after")
     assert order == sorted(order)
-    assert (tmp_path / "shared" / "stopped").exists()
+    assert not is_locked(tmp_path / "shared" / "supervisor.lock")
 
 
 def test_a_failed_migration_is_fatal(start: Start, tmp_path: Path) -> None:
