@@ -48,6 +48,7 @@ from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Image, Names
 from airflow_deployer.progress import Progress
 from airflow_deployer.registry import (
+    MIRROR_ANNOTATION,
     LocalRegistryHosting,
     Registry,
     RegistryAddress,
@@ -243,7 +244,7 @@ def _local_hosting(session: Session) -> tuple[LocalRegistryHosting | None, str |
     text = ((announced or {}).get("data") or {}).get("localRegistryHosting.v1")
     if announced is None or text is None:
         return None, None
-    mirror = (announced["metadata"].get("annotations") or {}).get(manifests.MIRROR)
+    mirror = (announced["metadata"].get("annotations") or {}).get(MIRROR_ANNOTATION)
     return parse_local_registry_hosting(text), mirror
 
 

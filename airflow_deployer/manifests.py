@@ -18,7 +18,6 @@ MANAGED_BY = "airflow-deployer"
 CONTENT_ID = "airflow-deployer/content-id"
 IMAGE_ID = "airflow-deployer/image-id"
 VERSION = "airflow-deployer/version"
-MIRROR = "airflow-deployer/mirror"  # on the ConfigMap local-registry-hosting: a registry that holds the public images
 
 AIRFLOW_UID = 50000
 POSTGRES_UID = 999

@@ -27,6 +27,8 @@ DOCKER_HUB = "docker.io"
 DOCKER_HUB_ENDPOINT = "registry-1.docker.io"
 DOCKER_HUB_LOGIN = "https://index.docker.io/v1/"
 DEFAULT_REGISTRY = "localhost:5000"
+MIRROR_ANNOTATION = "airflow-deployer/mirror"
+"""On the ConfigMap local-registry-hosting: names a registry that holds the public images as well."""
 USER_AGENT = "airflow-deployer"
 
 _MANIFEST_TYPES = ", ".join(

@@ -272,7 +272,7 @@ def _side_by_side(*works: Callable[[], None]) -> None:
 
 def _ensure_objects(api: Api) -> None:
     storage_class = provisioner.make_storage_class()
-    config_map = make_config_map(registry.HOST, registry.HOST)
+    config_map = make_config_map(registry.HOST, registry.HOST, mirror=registry.HOST)
     _retry(lambda: api.apply(f"/apis/storage.k8s.io/v1/storageclasses/{provisioner.STORAGE_CLASS}", storage_class))
     _retry(lambda: api.apply("/api/v1/namespaces/kube-public/configmaps/local-registry-hosting", config_map))
 

@@ -96,6 +96,8 @@ def test_the_registry_listens_on_loopback(layout: Layout) -> None:
 def test_the_cluster_tells_where_its_registry_is() -> None:
     config_map = make_config_map("localhost:5001", "localhost:5000")
     assert config_map["metadata"] == {"name": "local-registry-hosting", "namespace": "kube-public"}
+    mirrored = make_config_map("localhost:5000", "localhost:5000", mirror="localhost:5000")
+    assert mirrored["metadata"]["annotations"] == {"airflow-deployer/mirror": "localhost:5000"}
     hosting = yaml.safe_load(config_map["data"]["localRegistryHosting.v1"])
     assert hosting["host"] == "localhost:5001"
     assert hosting["hostFromContainerRuntime"] == "localhost:5000"
