@@ -156,6 +156,15 @@ def main() -> None:
         # The reader of our output has gone (`deployer render | head`): nothing to tell, and nobody to tell it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
+    except Exception as error:
+        if {"--verbose", "-v"} & set(sys.argv):
+            raise
+        unexpected = DeployerError(
+            f"This should not have happened: {type(error).__name__}: {error}.",
+            hint="run the same command with --verbose and report what it prints",
+        )
+        _plain_console().error(unexpected)
+        sys.exit(EXIT_FAILED)
 
 
 def _plain_console() -> Console:

@@ -19,6 +19,7 @@ from airflow_deployer import (
     airflow_settings,
     credentials,
     diagnosis,
+    images,
     kube_context,
     lease,
     manifests,
@@ -44,6 +45,7 @@ from airflow_deployer.cluster import (
 from airflow_deployer.config import Settings
 from airflow_deployer.content import ProjectContent, read_project
 from airflow_deployer.errors import AirflowError, DeployerError, ForwardError
+from airflow_deployer.images import Engine
 from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Image, Names
 from airflow_deployer.progress import Progress
@@ -89,7 +91,7 @@ class _Found:
 
     registry: RegistryAddress
     mirror: str | None
-    platform: str | None
+    platform: str
     namespace_exists: bool
     live: Object | None
 
@@ -137,7 +139,8 @@ def up(
     with watch.lap("check"), progress.step("Preflight") as step:
         content = read_project(project, settings.project)
         session = connect(settings)
-        found = _preflight(session, check_port=check_port)
+        engine = images.Engine()
+        found = _preflight(session, engine, check_port=check_port)
         step.done(
             f"context {session.context.name}, namespace {session.names.namespace}, registry {found.registry.push}"
         )
@@ -147,7 +150,7 @@ def up(
         session.cluster, session.names.namespace, session.names.lease, labels=session.names.labels, doing="up"
     ):
         with watch.lap("images"):
-            image, expected, warnings = _publish(session, content, found, progress)
+            image, expected, warnings = _publish(session, engine, content, found, progress)
         with watch.lap("objects"):
             changes, secret = _apply(session, image, found, progress, force=force_conflicts)
         with watch.lap("pod"):
@@ -190,9 +193,7 @@ def complain_of_import_errors(report: UpReport) -> None:
 # -- the steps of up ------------------------------------------------------------------------------------------------
 
 
-def _preflight(session: Session, *, check_port: bool) -> _Found:
-    from airflow_deployer.images import Engine
-
+def _preflight(session: Session, engine: Engine, *, check_port: bool) -> _Found:
     cluster, names, settings = session.cluster, session.names, session.settings
     # Asked alone first: every other check would tell the same when the API server cannot be reached.
     cluster.version()
@@ -200,9 +201,7 @@ def _preflight(session: Session, *, check_port: bool) -> _Found:
     def registry() -> tuple[RegistryAddress, str | None]:
         hosting, mirror = _local_hosting(session)
         address = choose_registry(settings.images, hosting)
-        client = Registry(address.push)
-        client.ping()
-        client.check_push(settings.dag_repository)
+        Registry(address.push).ping()
         return address, settings.images.mirror or mirror
 
     def port() -> None:
@@ -210,7 +209,7 @@ def _preflight(session: Session, *, check_port: bool) -> _Found:
             _check_port(session)
 
     found = preflight.concurrently(
-        docker=lambda: Engine().connect(),
+        docker=engine.connect,
         registry=registry,
         permissions=lambda: preflight.check_permissions(cluster, names.namespace),
         namespace=lambda: preflight.check_namespace(cluster, names.namespace),
@@ -224,7 +223,7 @@ def _preflight(session: Session, *, check_port: bool) -> _Found:
     return _Found(
         registry=address,
         mirror=mirror,
-        platform=found["platform"],
+        platform=found["platform"] or engine.platform,
         namespace_exists=found["namespace"],
         live=found["live"],
     )
@@ -262,14 +261,11 @@ def _check_port(session: Session) -> None:
 
 
 def _publish(
-    session: Session, content: ProjectContent, found: _Found, progress: Progress
+    session: Session, engine: Engine, content: ProjectContent, found: _Found, progress: Progress
 ) -> tuple[Image, frozenset[str] | None, tuple[str, ...]]:
     """Have the images in the registry; return the DAG image, the DAG files that Airflow must show, and warnings."""
-    from airflow_deployer import images
-
-    engine = images.Engine()
     settings = _with_mirror(session.settings, found.mirror)
-    plan = images.plan_images(settings, content, found.registry, found.platform or engine.platform)
+    plan = images.plan_images(settings, content, found.registry, found.platform)
     deployed = _deployed_image(found.live)
     prefix = f"{found.registry.pull}/{plan.dag_repository}@"
     if deployed and deployed.image_id == plan.dag_tag and deployed.reference.startswith(prefix):
@@ -279,6 +275,8 @@ def _publish(
     if existing is not None:
         dag_image = images.DagImage(existing, report=None)
     else:
+        # Asked before the build, and only where something will be pushed: asking leaves a trace in some registries.
+        registry.check_push(plan.dag_repository)
         base = images.ensure_base_image(engine, registry, plan, progress)
         dag_image = images.ensure_dag_image(engine, registry, plan, base, settings, progress)
     image = Image(dag_image.ref.deployed, content_id=content.content_id, image_id=plan.dag_tag)
@@ -610,20 +608,17 @@ def render(project: Path, settings: Settings, progress: Progress) -> list[Object
 
     The image has its digest where the registry holds it already; otherwise its tag stands in and a warning says so.
     """
-    from airflow_deployer import images
-
     content = read_project(project, settings.project)
     session = connect(settings)
     hosting, mirror = _local_hosting(session)
     found = _Found(
         registry=choose_registry(settings.images, hosting),
         mirror=settings.images.mirror or mirror,
-        platform=preflight.node_platform(session.cluster),
+        platform=preflight.node_platform(session.cluster) or images.Engine().platform,
         namespace_exists=True,
         live=session.cluster.get(STATEFUL_SET, session.names.namespace, session.names.name),
     )
-    platform = found.platform or images.Engine().platform
-    plan = images.plan_images(_with_mirror(settings, found.mirror), content, found.registry, platform)
+    plan = images.plan_images(_with_mirror(settings, found.mirror), content, found.registry, found.platform)
     image = _deployed_image(found.live)
     if image is None or image.image_id != plan.dag_tag:
         existing = images.find_dag_image(Registry(found.registry.push), plan)

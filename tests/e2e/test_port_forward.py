@@ -16,8 +16,8 @@ import pytest
 from airflow_deployer import background_forward
 from airflow_deployer.cluster import NAMESPACE, POD, STATEFUL_SET, Cluster, Kind, Object
 from airflow_deployer.errors import ForwardError
-from airflow_deployer.manifests import MIRROR
 from airflow_deployer.port_forward import Target, forwarded
+from airflow_deployer.registry import MIRROR_ANNOTATION
 from tests.e2e.conftest import eventually, free_port
 
 pytestmark = pytest.mark.e2e
@@ -77,7 +77,7 @@ def stateful_set(image: str) -> Object:
 def image(cluster: Cluster) -> str:
     """A Python image that the cluster can pull: from the announced mirror, else the public one."""
     hosting = cluster.get(Kind("", "v1", "ConfigMap", "configmaps"), "kube-public", "local-registry-hosting")
-    mirror = ((hosting or {}).get("metadata", {}).get("annotations") or {}).get(MIRROR)
+    mirror = ((hosting or {}).get("metadata", {}).get("annotations") or {}).get(MIRROR_ANNOTATION)
     return f"{mirror}/library/python:3.13-slim-trixie" if mirror else "python:3.13-slim-trixie"
 
 
