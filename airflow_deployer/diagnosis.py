@@ -49,12 +49,13 @@ REMEDIES: dict[str, Remedy] = {
     "CrashLoopBackOff": Remedy(0.0, "mend what the log says, then deployer up"),
     "OOMKilled": Remedy(
         30.0,
-        "raise resources.CONTAINER.memory_limit in deployer.toml, or let fewer tasks run at once, then deployer up",
+        "raise resources.CONTAINER.limits.memory in deployer.toml, or let fewer tasks run at once, then deployer up",
     ),
     "Crashed": Remedy(NEVER, ""),
     "Unschedulable": Remedy(
         15.0,
-        "free room on the nodes, or lower resources.*.cpu and resources.*.memory in deployer.toml, then deployer up",
+        "free room on the nodes, or lower what the pod asks for in deployer.toml (resources.airflow.requests.cpu and "
+        ".memory, resources.postgres.requests), then deployer up",
     ),
     "UnboundClaim": Remedy(
         20.0, "kubectl get storageclass   shows what can provision volumes; storage.class chooses one"
@@ -133,7 +134,7 @@ def diagnose(
         text = status.get("message") or status.get("reason") or "it failed"
         return _make(reason, f"pod {name} failed: {text}", warnings=own)
     return (
-        _unbound_claim(claim, warnings)
+        _unbound_claim(claim, ordered)
         or _unschedulable(name, status, own)
         or _containers(name, pod, own)
         or _volumes(name, status, own)
@@ -150,16 +151,18 @@ def _no_pod(stateful_set: str, warnings: Sequence[Object]) -> Diagnosis:
     return _make("Waiting", f"StatefulSet {stateful_set} has not created its pod yet", warnings=())
 
 
-def _unbound_claim(claim: Object | None, warnings: Sequence[Object]) -> Diagnosis | None:
+def _unbound_claim(claim: Object | None, events: Sequence[Object]) -> Diagnosis | None:
     if claim is None or claim.get("status", {}).get("phase") != "Pending":
         return None
     name = claim["metadata"]["name"]
     storage_class = claim.get("spec", {}).get("storageClassName")
     about = f"claim {name} is not bound" + (f" (StorageClass {storage_class})" if storage_class else "")
-    own = [event for event in warnings if _about(event, "PersistentVolumeClaim", claim["metadata"].get("uid"))]
-    if own:
-        return _make("ProvisioningFailed", f"{about}: {_text(own[-1])}", warnings=own)
-    return _make("UnboundClaim", about, warnings=warnings)
+    own = [event for event in events if _about(event, "PersistentVolumeClaim", claim["metadata"].get("uid"))]
+    warnings = [event for event in own if event.get("type") == "Warning"]
+    if warnings:
+        return _make("ProvisioningFailed", f"{about}: {_text(warnings[-1])}", warnings=warnings)
+    # What the volume controller waits for (a provisioner that nobody runs, say) is an Event of type Normal.
+    return _make("UnboundClaim", f"{about}: {_text(own[-1])}" if own else about, warnings=own)
 
 
 def _unschedulable(name: str, status: Object, own: Sequence[Object]) -> Diagnosis | None:
