@@ -9,11 +9,19 @@ Reasons are the kubelet's, the scheduler's and the volume controllers'
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 Object = dict[str, Any]
+
+_DIGEST = re.compile(r"@?sha256:[0-9a-f]{64}")
+# containerd tells the cause of a failed pull at the end of a chain that names the image three times.
+_REPEATED = re.compile(
+    r"rpc error: code = \w+ desc = |(?:[Ff]ailed to pull image|failed to pull and unpack image|"
+    r'failed to resolve reference) "[^"]*": '
+)
 
 
 @dataclass(frozen=True)
@@ -240,12 +248,13 @@ def _container(pod: str, status: Object, own: Sequence[Object]) -> Diagnosis | N
 def _image(status: Object, reason: str, message: str, own: Sequence[Object]) -> Diagnosis:
     """Tell apart the causes that the runtime only writes into the message of a failed pull."""
     pulls = [event for event in own if event.get("reason") == "Failed" and "pull" in _text(event)]
-    evidence = " ".join([message, *(_text(event) for event in pulls[-2:])])
+    # Without the image's digest, whose digits may read like a status code.
+    evidence = _DIGEST.sub("", " ".join([message, *(_text(event) for event in pulls[-2:])]))
     cause = next(
         (text for text in (message, *(_text(event) for event in reversed(pulls))) if "rpc error" in text), message
     )
     lowered = evidence.lower()
-    if any(word in lowered for word in ("unauthorized", "authorization failed", "401", "403 forbidden", "denied")):
+    if re.search(r"unauthorized|authorization failed|\b401\b|403 forbidden|denied", lowered):
         reason = "ImageUnauthorized"
     elif any(word in lowered for word in ("x509", "certificate", "server gave http response to https client")):
         reason = "ImageUntrusted"
@@ -254,7 +263,7 @@ def _image(status: Object, reason: str, message: str, own: Sequence[Object]) -> 
     return _make(
         reason,
         f"the node cannot pull {status.get('image') or 'the image'} for container {status['name']}: "
-        f"{_shorten(cause) or reason}",
+        f"{_shorten(_end_of_chain(cause)) or reason}",
         warnings=pulls or own,
     )
 
@@ -320,7 +329,9 @@ def describe_event(event: Object) -> str:
     count = int(event.get("count") or 1)
     times = f" (x{count})" if count > 1 else ""
     kind = str(involved.get("kind", "")).lower()
-    return f"{event.get('reason')} {kind}/{involved.get('name', '')}: {_shorten(_text(event), 300)}{times}"
+    return (
+        f"{event.get('reason')} {kind}/{involved.get('name', '')}: {_shorten(_end_of_chain(_text(event)), 300)}{times}"
+    )
 
 
 def event_time(event: Object) -> str:
@@ -335,6 +346,11 @@ def _about(event: Object, kind: str, uid: str | None) -> bool:
 
 def _text(event: Object) -> str:
     return " ".join(str(event.get("message") or event.get("reason") or "").split())
+
+
+def _end_of_chain(text: str) -> str:
+    """The cause of a failed pull without what leads to it."""
+    return _DIGEST.sub("", _REPEATED.sub("", text))
 
 
 def _shorten(text: str, length: int = 240) -> str:

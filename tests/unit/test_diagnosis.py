@@ -103,7 +103,26 @@ def test_a_back_off_still_tells_the_cause_from_the_events() -> None:
     seen = event("Failed", 'Failed to pull image "r/x": rpc error: code = NotFound desc = not found')
     found = diagnose(pod(container("airflow", waiting("ImagePullBackOff", "Back-off pulling image"))), events=[seen])
     assert found.reason == "ImageNotFound"
-    assert "rpc error" in found.summary
+    assert found.summary.endswith("for container airflow: not found")
+
+
+def test_the_cause_of_a_failed_pull_is_not_buried_in_repetitions() -> None:
+    digest = f"sha256:{'401' * 21}0"
+    image = f"registry:5000/team/airflow@{digest}"
+    message = (
+        f'rpc error: code = Unknown desc = failed to pull and unpack image "{image}": failed to resolve reference '
+        f'"{image}": failed to do request: Head "https://registry:5000/v2/team/airflow/manifests/{digest}": '
+        "x509: certificate signed by unknown authority"
+    )
+    seen = event("Failed", f'Failed to pull image "{image}": {message}')
+    found = diagnose(pod(container("airflow", waiting("ErrImagePull", message)), phase="Pending"), events=[seen])
+    assert found.reason == "ImageUntrusted"  # and not "unauthorized": the 401 are digits of the digest
+    cause = (
+        'failed to do request: Head "https://registry:5000/v2/team/airflow/manifests/": '
+        "x509: certificate signed by unknown authority"
+    )
+    assert found.summary.endswith(f"for container airflow: {cause}")
+    assert found.events[-1].endswith(f": {cause}")
 
 
 def test_a_first_crash_may_heal() -> None:
