@@ -42,6 +42,7 @@ POSTGRES_SECONDS = 300.0  # initdb on a slow disk, or the lock on the volume tha
 LOGIN_REFUSED_SECONDS = 15.0  # a server that is still being set up may refuse the login for a moment
 MIGRATION_SECONDS = 1800.0
 API_SERVER_SECONDS = 180.0
+QUIET_SECONDS = 2.0  # a scheduler that has had no task for so long waits for none, and ends in one second
 RELEASE_SECONDS = 5.0  # what the scheduler gets to end its job cleanly once its workers are gone
 SWEEP_SECONDS = 5.0
 DRAIN_SECONDS = 2.0
@@ -768,22 +769,36 @@ class Supervisor:
         where it has no retries; one that is asked to end would be a failed one. The scheduler itself still ends its job
         cleanly, which is how the next one knows at once that these tasks have no owner.
         """
-        deadline = time.monotonic() + seconds
+        begin = time.monotonic()
+        last_task = begin
         told = False
-        while scheduler.running and time.monotonic() < deadline and not self._signals:
+        while scheduler.running and (now := time.monotonic()) < begin + seconds and not self._signals:
+            if self._runs_tasks(scheduler):
+                last_task = now
+                if not told and now - begin > 1.0:
+                    self.log(f"Waiting up to {seconds:.0f} s for running tasks; a second signal ends them now.")
+                    told = True
+            elif now - last_task > QUIET_SECONDS:
+                break
             self._wait_for_event(0.2)
-            if not told and time.monotonic() > deadline - seconds + 3.0:
-                self.log(f"Waiting up to {seconds:.0f} s for running tasks; a second signal ends them now.")
-                told = True
-        if scheduler.running:
+        if scheduler.running and self._runs_tasks(scheduler):
             self.log("Ending the running tasks; they start over at the next start.")
             for pid in descendants(scheduler.pid, read_parents()):
                 _kill(pid)
+        self._wait_until(lambda: not scheduler.running, QUIET_SECONDS)
+        # Once more: Python drops what a signal raises while it forks, and a scheduler that starts forks its workers.
+        scheduler.ask_to_end()
         self._wait_until(lambda: not scheduler.running, RELEASE_SECONDS)
         if scheduler.running:
             self.log("Killing scheduler, which did not end.")
             scheduler.signal(signal.SIGKILL)
             self._wait_until(lambda: not scheduler.running, SWEEP_SECONDS)
+
+    def _runs_tasks(self, scheduler: Process) -> bool:
+        """Whether a worker of the scheduler has a child: LocalExecutor's workers fork for each task."""
+        parents = read_parents()
+        workers = {pid for pid, parent in parents.items() if parent == scheduler.pid}
+        return any(parent in workers for parent in parents.values())
 
     def _await(self, process: Process, begin: float) -> None:
         component = process.component

@@ -207,6 +207,7 @@ spec = importlib.util.spec_from_file_location("supervisor", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 sys.modules["supervisor"] = module
 spec.loader.exec_module(module)
+module.QUIET_SECONDS = 0.5
 folder, ports, programs = Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
 
 class WithoutPostgres(module.Supervisor):
@@ -461,6 +462,29 @@ def test_a_second_signal_waits_no_longer(start: Start) -> None:
     life.process.send_signal(signal.SIGINT)
     assert life.end() == 0
     assert any("Ending the running tasks" in line for line in life.lines)
+
+
+def test_a_scheduler_that_missed_its_signal_is_asked_once_more(start: Start) -> None:
+    # Airflow's does so when it is asked while it forks its workers.
+    misses = """
+import signal, sys, time
+asked = 0
+def end(number, frame):
+    global asked
+    asked += 1
+    print('asked', asked, flush=True)
+    if asked == 2:
+        sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+print('started', flush=True)
+while True:
+    time.sleep(60)
+"""
+    life = start(scheduler=misses, stop_seconds=60.0)
+    life.wait_for("[scheduler] started")
+    life.process.send_signal(signal.SIGTERM)
+    assert life.end() == 0
+    assert "[scheduler] asked 2" in life.lines
 
 
 def test_the_workers_of_a_killed_scheduler_do_not_survive_it(start: Start) -> None:
