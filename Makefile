@@ -38,7 +38,7 @@ format: $(READY) ## put the code into its usual form
 	$(BIN)/ruff check --fix .
 
 docs: $(READY) ## write the generated parts of the documentation
-	$(BIN)/python -m airflow_deployer.config_reference
+	$(BIN)/python -m airflow_deployer.config_reference > docs/configuration.md
 
 lock: $(READY) ## resolve the pinned, hashed requirements anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
