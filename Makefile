@@ -4,19 +4,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+# Named on every call: the kubeconfig's current context may lead elsewhere, and stays the user's choice.
+CONTEXT = $(BIN)/deployer cluster status --output json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["context"])'
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test unit e2e lint format lock docs clean
+.PHONY: help up down test unit e2e lint format lock docs bench clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
 
 up: $(READY) ## make a local cluster if there is none, deploy dags/ and open the port-forward
 	$(BIN)/deployer cluster up
-	$(BIN)/deployer up
+	$(BIN)/deployer up --context "$$($(CONTEXT))"
 
 down: $(READY) ## remove the deployment and stop the local cluster; data stays
-	$(BIN)/deployer down
+	$(BIN)/deployer down --context "$$($(CONTEXT))"
 	$(BIN)/deployer cluster down
 
 test: lint unit e2e ## all tests: style, types, unit tests, and end to end on a real cluster
@@ -54,6 +56,10 @@ $(READY): pyproject.toml requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+bench: $(READY) ## measure on the real cluster, side by side with the blog's manifest (needs kubectl)
+	$(BIN)/deployer cluster up
+	$(BIN)/python bench/fresh_namespace.py --json bench/results.json
 
 clean: ## remove what the targets above made here
 	rm -rf $(VENV) artifacts .mypy_cache .pytest_cache .ruff_cache
