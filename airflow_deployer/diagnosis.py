@@ -33,6 +33,8 @@ class Remedy:
 
 
 CRASHES_BEFORE_VERDICT = 2  # restarts: a container may lose a race once and come up at the second try
+# Reasons of Normal events on a claim that is not at fault: its volume is made once its pod has a node.
+_CLAIM_WAITS_FOR_POD = ("WaitForFirstConsumer", "WaitForPodScheduled")
 NEVER = float("inf")  # waiting is all there is to do; the deadline ends it
 
 _IMAGE = "check that the node can reach the registry and that images.registry_pull names it as the node sees it"
@@ -144,6 +146,7 @@ def diagnose(
     return (
         _unbound_claim(claim, ordered)
         or _unschedulable(name, status, own)
+        or _waiting_claim(claim)
         or _containers(name, pod, own)
         or _volumes(name, status, own)
         or _conditions(name, status, own)
@@ -169,8 +172,17 @@ def _unbound_claim(claim: Object | None, events: Sequence[Object]) -> Diagnosis 
     warnings = [event for event in own if event.get("type") == "Warning"]
     if warnings:
         return _make("ProvisioningFailed", f"{about}: {_text(warnings[-1])}", warnings=warnings)
+    if own and own[-1].get("reason") in _CLAIM_WAITS_FOR_POD:
+        return None
     # What the volume controller waits for (a provisioner that nobody runs, say) is an Event of type Normal.
     return _make("UnboundClaim", f"{about}: {_text(own[-1])}" if own else about, warnings=own)
+
+
+def _waiting_claim(claim: Object | None) -> Diagnosis | None:
+    """A claim whose volume is made only when the scheduler has chosen the pod's node (`WaitForFirstConsumer`)."""
+    if claim is None or claim.get("status", {}).get("phase") != "Pending":
+        return None
+    return _make("Waiting", f"claim {claim['metadata']['name']} waits for its volume", warnings=())
 
 
 def _unschedulable(name: str, status: Object, own: Sequence[Object]) -> Diagnosis | None:
