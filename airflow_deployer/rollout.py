@@ -174,11 +174,11 @@ def wait_ready(
             # A reason that comes and goes (a pull that fails, backs off and fails) keeps its first time.
             since = first_seen.setdefault(found.reason, now)
             if now - since >= found.fatal_after:
-                raise failure(cluster, names, found, f"Airflow does not start: {found.summary}.")
+                raise failure(cluster, names, found, f"Airflow does not start: {found.summary.rstrip('.')}.")
             if now >= deadline:
                 reached = view.trouble.message if view.trouble is not None else found.summary
                 raise failure(
-                    cluster, names, found, f"Airflow is not ready after {round(timeout)} s; last seen: {reached}."
+                    cluster, names, found, f"Airflow is not ready after {round(timeout)} s; last seen: {reached.rstrip('.')}."
                 )
 
 
