@@ -176,9 +176,9 @@ def wait_ready(
             if now - since >= found.fatal_after:
                 raise failure(cluster, names, found, f"Airflow does not start: {found.summary.rstrip('.')}.")
             if now >= deadline:
-                reached = view.trouble.message if view.trouble is not None else found.summary
+                reached = (view.trouble.message if view.trouble is not None else found.summary).rstrip(".")
                 raise failure(
-                    cluster, names, found, f"Airflow is not ready after {round(timeout)} s; last seen: {reached.rstrip('.')}."
+                    cluster, names, found, f"Airflow is not ready after {round(timeout)} s; last seen: {reached}."
                 )
 
 
