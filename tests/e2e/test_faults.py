@@ -267,8 +267,8 @@ def test_ctrl_c_at_any_moment_leaves_what_the_next_run_finishes(project: Project
     moments = {
         "at once": at_once,
         "images": lambda: _holder(project) != "",
-        "objects": lambda: project.has("Secret"),
-        "pod": lambda: project.has("pod"),
+        "objects": lambda: _holder(project) != "" and project.has("Secret"),
+        "pod": lambda: _holder(project) != "" and project.has("pod"),
     }
     for moment, reached in moments.items():
         running = project.start("up", "--no-port-forward")
