@@ -6,8 +6,9 @@ that says what is wrong and what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from airflow_deployer.cluster import (
@@ -203,14 +204,16 @@ def first_error(failures: Sequence[BaseException]) -> DeployerError | None:
     return known[0] if known else None
 
 
-def concurrently(**checks: Any) -> dict[str, Any]:
+def concurrently(**checks: Callable[[], Any]) -> dict[str, Any]:
     """Run every check in a thread of its own; return their results by name.
 
     Raises:
         DeployerError: the first failure by importance, once all checks have ended.
     """
-    with ThreadPoolExecutor(max_workers=len(checks), thread_name_prefix="preflight") as pool:
-        futures = {name: pool.submit(check) for name, check in checks.items()}
+    futures: dict[str, Future[Any]] = {name: Future() for name in checks}
+    for name, check in checks.items():
+        # Daemons, unlike a pool's threads: Ctrl-C must not wait for a registry that does not answer.
+        threading.Thread(target=_settle, args=(futures[name], check), name=f"check {name}", daemon=True).start()
     failures = [failure for future in futures.values() if (failure := future.exception()) is not None]
     unexpected = [failure for failure in failures if not isinstance(failure, DeployerError)]
     if unexpected:
@@ -219,3 +222,10 @@ def concurrently(**checks: Any) -> dict[str, Any]:
     if told is not None:
         raise told
     return {name: future.result() for name, future in futures.items()}
+
+
+def _settle(future: Future[Any], check: Callable[[], Any]) -> None:
+    try:
+        future.set_result(check())
+    except BaseException as error:  # told to whoever waits
+        future.set_exception(error)

@@ -1,4 +1,4 @@
-"""A Postgres that outlives its pod: forced away in the API, running on at the node, and the lock on the volume holds.
+"""A Postgres that outlives its pod: gone from the API by force, alive on the node; the lock on the volume holds.
 
 Kubernetes' own warning on `--force` made true: the process that would end the old containers (containerd's shim) is
 stopped, so the kubelet cannot, while the StatefulSet's next pod starts on the same volume.
