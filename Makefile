@@ -45,8 +45,8 @@ docs: $(READY) ## write the generated parts of the documentation
 lock: $(READY) ## resolve the pinned, hashed requirements anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links --extra dev -o requirements-dev.txt pyproject.toml
-	$(BIN)/uv pip compile --quiet --python-version 3.13 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate --no-header \
-	  --no-emit-index-url --no-emit-find-links -o base-image/requirements.txt base-image/requirements.in
+	cd base-image && ../$(BIN)/uv pip compile --quiet --python-version 3.13 --python-platform linux --generate-hashes \
+	  --custom-compile-command "make lock" --output-file requirements.txt requirements.in
 
 # Debian splits venv off its Python; as root it is installed when it is missing.
 $(READY): pyproject.toml requirements-dev.txt

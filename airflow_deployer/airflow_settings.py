@@ -44,6 +44,8 @@ TUNING = {
     # 32 by default, and LocalExecutor starts that many workers ahead: 90 MB more at rest.
     "AIRFLOW__CORE__PARALLELISM": "8",
     "AIRFLOW__API__WORKERS": "1",
+    # A line for every probe would bury the others.
+    "AIRFLOW__LOGGING__NAMESPACE_LEVELS": "http.access=WARNING",
     "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "2",
 }
 

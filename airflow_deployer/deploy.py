@@ -45,7 +45,7 @@ from airflow_deployer.cluster import (
 from airflow_deployer.config import Settings
 from airflow_deployer.content import ProjectContent, read_project
 from airflow_deployer.errors import AirflowError, DeployerError, ForwardError
-from airflow_deployer.images import Engine
+from airflow_deployer.images import Engine, ImagePlan
 from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Image, Names
 from airflow_deployer.progress import Progress
@@ -141,6 +141,7 @@ def up(
         session = connect(settings)
         engine = images.Engine()
         found = _preflight(session, engine, check_port=check_port)
+        plan, present = _plan(session, content, found)
         step.done(
             f"context {session.context.name}, namespace {session.names.namespace}, registry {found.registry.push}"
         )
@@ -150,7 +151,7 @@ def up(
         session.cluster, session.names.namespace, session.names.lease, labels=session.names.labels, doing="up"
     ):
         with watch.lap("images"):
-            image, expected, warnings = _publish(session, engine, content, found, progress)
+            image, expected, warnings = _publish(session, engine, plan, present, progress)
         with watch.lap("objects"):
             changes, secret = _apply(session, image, found, progress, force=force_conflicts)
         with watch.lap("pod"):
@@ -260,31 +261,42 @@ def _check_port(session: Session) -> None:
         )
 
 
-def _publish(
-    session: Session, engine: Engine, content: ProjectContent, found: _Found, progress: Progress
-) -> tuple[Image, frozenset[str] | None, tuple[str, ...]]:
-    """Have the images in the registry; return the DAG image, the DAG files that Airflow must show, and warnings."""
+def _plan(session: Session, content: ProjectContent, found: _Found) -> tuple[ImagePlan, Image | None]:
+    """Name the images; return the DAG image too if it is deployed or in the registry already.
+
+    Raises:
+        RegistryError: it has to be built, and the registry refuses a push.
+    """
     settings = _with_mirror(session.settings, found.mirror)
     plan = images.plan_images(settings, content, found.registry, found.platform)
     deployed = _deployed_image(found.live)
     prefix = f"{found.registry.pull}/{plan.dag_repository}@"
     if deployed and deployed.image_id == plan.dag_tag and deployed.reference.startswith(prefix):
-        return deployed, None, ()
+        return plan, deployed
     registry = Registry(found.registry.push)
     existing = images.find_dag_image(registry, plan)
     if existing is not None:
-        dag_image = images.DagImage(existing, report=None)
-    else:
-        # Asked before the build, and only where something will be pushed: asking leaves a trace in some registries.
-        registry.check_push(plan.dag_repository)
-        base = images.ensure_base_image(engine, registry, plan, progress)
-        dag_image = images.ensure_dag_image(engine, registry, plan, base, settings, progress)
-    image = Image(dag_image.ref.deployed, content_id=content.content_id, image_id=plan.dag_tag)
-    if dag_image.report is None:
-        return image, None, ()
-    for warning in dag_image.report.warnings:
-        progress.warning(warning)
+        return plan, Image(existing.deployed, content_id=content.content_id, image_id=plan.dag_tag)
+    # Only where something will be pushed: asking leaves a trace in some registries.
+    registry.check_push(plan.dag_repository)
+    return plan, None
+
+
+def _publish(
+    session: Session, engine: Engine, plan: ImagePlan, present: Image | None, progress: Progress
+) -> tuple[Image, frozenset[str] | None, tuple[str, ...]]:
+    """Have the images in the registry; return the DAG image, the DAG files that Airflow must show, and warnings."""
+    if present is not None:
+        return present, None, ()
+    registry = Registry(plan.address.push)
+    base = images.ensure_base_image(engine, registry, plan, progress)
+    dag_image = images.ensure_dag_image(engine, registry, plan, base, session.settings, progress)
+    image = Image(dag_image.ref.deployed, content_id=plan.content.content_id, image_id=plan.dag_tag)
     report = dag_image.report
+    if report is None:
+        return image, None, ()
+    for warning in report.warnings:
+        progress.warning(warning)
     files = {file.path for file in report.files if file.dag_ids} | {
         problem.dag_file for problem in report.needs_database
     }

@@ -68,7 +68,7 @@ REMEDIES: dict[str, Remedy] = {
         ".memory, resources.postgres.requests), then deployer up",
     ),
     "UnboundClaim": Remedy(
-        20.0, "kubectl get storageclass   shows what can provision volumes; storage.class chooses one"
+        45.0, "kubectl get storageclass   shows what can provision volumes; storage.class chooses one"
     ),
     "ProvisioningFailed": Remedy(10.0, "storage.class in deployer.toml chooses another StorageClass"),
     "FailedMount": Remedy(45.0, "kubectl describe pod   shows which volume and why"),

@@ -284,7 +284,7 @@ def _airflow(image: str, settings: Settings) -> Object:
         ],
         "readinessProbe": _probe("/readyz", period=2, failures=3),
         # Lenient: a restart interrupts tasks, so it must be the last resort.
-        "livenessProbe": _probe("/livez", period=10, failures=6),
+        "livenessProbe": _probe("/livez", period=10, failures=6, timeout=8),
         "securityContext": _restricted(AIRFLOW_UID),
         "volumeMounts": [
             {"name": "data", "mountPath": f"{airflow_settings.HOME}/logs", "subPath": "logs"},
@@ -295,11 +295,11 @@ def _airflow(image: str, settings: Settings) -> Object:
     return container | _resources(settings.resources.airflow)
 
 
-def _probe(path: str, *, period: int, failures: int) -> Object:
+def _probe(path: str, *, period: int, failures: int, timeout: int = 5) -> Object:
     return {
         "httpGet": {"path": path, "port": "probes", "scheme": "HTTP"},
         "periodSeconds": period,
-        "timeoutSeconds": 5,
+        "timeoutSeconds": timeout,
         "failureThreshold": failures,
         "successThreshold": 1,
     }

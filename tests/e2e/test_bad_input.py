@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from airflow_deployer import kube_context
-from airflow_deployer.cluster import CLAIM, NAMESPACE, SECRET, STORAGE_CLASS, Cluster, Object
+from airflow_deployer.cluster import CLAIM, NAMESPACE, SECRET, STATEFUL_SET, STORAGE_CLASS, Cluster, Object
 from airflow_deployer.manifests import make_claim, make_namespace
 from tests.e2e import registries
 from tests.e2e.conftest import DUMMY_DAG, Project, Result, free_port
@@ -122,6 +122,29 @@ def test_dags_that_cannot_work_are_not_deployed(project: Project, path: str, tex
     assert not project.has("claim")
 
 
+def test_an_import_error_leaves_the_running_deployment_alone(project: Project) -> None:
+    first = project.up()
+    pod, stateful_set = project.pod(), project.cluster.get(STATEFUL_SET, project.names.namespace, project.names.name)
+    project.write("dags/orders.py", "from airflow.sdk import DAG\nimport nowhere\n")
+    result = project.deployer("up")
+    assert result.code == 1, result
+    for word in (
+        "Nothing was deployed, the DAGs have an error:",
+        "dags/orders.py, line 2: ModuleNotFoundError: No module named 'nowhere'",
+        "next: A package that the base image lacks goes into requirements.txt",
+    ):
+        assert word in result.stderr, result
+    after = project.cluster.get(STATEFUL_SET, project.names.namespace, project.names.name)
+    assert stateful_set is not None
+    assert after is not None
+    assert after["metadata"]["resourceVersion"] == stateful_set["metadata"]["resourceVersion"]
+    assert project.pod()["metadata"]["uid"] == pod["metadata"]["uid"]
+    status = project.deployer("status", "--output", "json")
+    assert status.code == 0, status
+    assert status.json["content_id"] == first["content_id"]
+    assert status.json["import_errors"] == []
+
+
 # -- the configuration ----------------------------------------------------------------------------------------------
 
 
@@ -219,8 +242,14 @@ def test_a_web_server_in_place_of_the_registry(project: Project) -> None:
 
 def test_a_registry_that_refuses_the_push(project: Project, tmp_path: Path) -> None:
     with registries.run_registry(tmp_path / "registry", read_only=True) as registry:
-        env = {"DEPLOYER_IMAGES_REGISTRY": registry.host}
-        refused(project, 1, f"to the registry {registry.host}: it is read-only", "next: ", env=env)
+        result = project.deployer("up", env={"DEPLOYER_IMAGES_REGISTRY": registry.host})
+    assert result.code == 1, result
+    assert f"to the registry {registry.host}: it is read-only" in result.stderr, result
+    assert "next: Set `images.registry`" in result.stderr, result
+    # Asked where something must be pushed, but before it is built.
+    assert "Base image" not in result.stderr, result
+    assert not project.has("Secret")
+    assert not project.has("StatefulSet")
 
 
 # -- the cluster ----------------------------------------------------------------------------------------------------
