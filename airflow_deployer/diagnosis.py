@@ -78,7 +78,7 @@ REMEDIES: dict[str, Remedy] = {
     "FailedCreate": Remedy(10.0, "the cluster's policy refuses the pod; the message names the rule"),
     "FailedCreatePodSandBox": Remedy(30.0, "the node's network or runtime is at fault: see its kubelet's log"),
     "Evicted": Remedy(5.0, "free disk or memory on the node, then deployer up"),
-    "Probe": Remedy(NEVER, "the log of the container says what it waits for"),
+    "Probe": Remedy(NEVER, ""),
     "Terminating": Remedy(NEVER, ""),
     "Waiting": Remedy(NEVER, ""),
 }

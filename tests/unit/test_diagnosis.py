@@ -220,3 +220,15 @@ def test_an_evicted_pod() -> None:
 
 def test_every_reason_that_ends_a_wait_says_what_to_do() -> None:
     assert all(remedy.hint for remedy in diagnosis.REMEDIES.values() if remedy.grace != NEVER)
+
+
+def test_a_claim_that_waits_for_its_pod_is_not_to_blame() -> None:
+    claim = {"metadata": {"name": "airflow-data", "uid": "c1"}, "spec": {}, "status": {"phase": "Pending"}}
+    waits = event("WaitForFirstConsumer", "waiting", kind="PersistentVolumeClaim", name="airflow-data", uid="c1")
+    homeless = pod(
+        phase="Pending",
+        conditions=[{"type": "PodScheduled", "status": "False", "message": "0/1 nodes: 1 Insufficient cpu."}],
+    )
+    found = diagnose(homeless, claim=claim, events=[waits | {"type": "Normal"}])
+    assert found.reason == "Unschedulable"
+    assert "Insufficient cpu" in found.summary
