@@ -27,8 +27,7 @@ _SIGN_OF_LIFE_SECONDS = 15.0
 class _ConsoleStep:
     """A step under way: its title, what it waits for, and since when."""
 
-    def __init__(self, console: Console, title: str) -> None:
-        self._console = console
+    def __init__(self, title: str) -> None:
         self.title = title
         self.detail = ""
         self.summary = ""
@@ -41,7 +40,6 @@ class _ConsoleStep:
 
     def update(self, detail: str) -> None:
         self.detail = " ".join(detail.split())
-        self._console.sign_of_life(self)
 
     def done(self, summary: str) -> None:
         self.summary = summary
@@ -64,6 +62,7 @@ class Console:
         self._lock = threading.RLock()
         self._active: list[_ConsoleStep] = []
         self._live: Live | None = None
+        self._watcher: threading.Thread | None = None
         self._rich: RichConsole | None = None
 
     # -- progress.Progress --------------------------------------------------------------------------------------
@@ -71,7 +70,7 @@ class Console:
     @contextmanager
     def step(self, title: str) -> Iterator[_ConsoleStep]:
         """Show a step while the block runs; its outcome and duration stay."""
-        step = _ConsoleStep(self, title)
+        step = _ConsoleStep(title)
         self._open(step)
         try:
             yield step
@@ -131,19 +130,27 @@ class Console:
 
     # -- how it is drawn ----------------------------------------------------------------------------------------
 
-    def sign_of_life(self, step: _ConsoleStep) -> None:
-        """In a pipe, tell now and then what a long step is doing."""
-        now = time.monotonic()
-        if self._terminal or self.quiet or now - step.told < _SIGN_OF_LIFE_SECONDS:
-            return
-        step.told = now
-        self._print("", "", f"  {step.title}: {step.detail or 'still working'} ({step.seconds:.0f} s)")
+    def _tell_signs_of_life(self) -> None:
+        """In a pipe, tell now and then what each long step is doing, whether or not it reports anything new."""
+        while True:
+            time.sleep(1.0)
+            with self._lock:
+                if not self._active:
+                    self._watcher = None
+                    return
+                due = [step for step in self._active if time.monotonic() - step.told >= _SIGN_OF_LIFE_SECONDS]
+            for step in due:
+                step.told = time.monotonic()
+                self._print("", "", f"  {step.title}: {step.detail or 'still working'} ({step.seconds:.0f} s)")
 
     def _open(self, step: _ConsoleStep) -> None:
         if self.quiet:
             return
         with self._lock:
             self._active.append(step)
+            if not self._terminal and self._watcher is None:
+                self._watcher = threading.Thread(target=self._tell_signs_of_life, name="signs of life", daemon=True)
+                self._watcher.start()
             if self._terminal and self._live is None:
                 from rich.live import Live
 
