@@ -78,7 +78,9 @@ def engine_address() -> str:
 
     client = docker.from_env()
     try:
-        return str(client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"])
+        bridge = client.networks.get("bridge").attrs["IPAM"]["Config"][0]
+        # An engine that has never been restarted does not tell the gateway; it is the subnet's first address.
+        return str(bridge.get("Gateway") or next(ipaddress.ip_network(bridge["Subnet"]).hosts()))
     finally:
         client.close()
 
