@@ -121,6 +121,10 @@ def _conflict(kind: str, name: str, error: ApiError) -> ClusterError:
     )
 
 
+# A pull alternates between `ErrImagePull`, its last failure, and `ImagePullBackOff`, the wait for the next attempt.
+_BACK_OFF_REASONS = frozenset({"CrashLoopBackOff", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"})
+
+
 def ensure_pod_of_revision(
     cluster: Cluster, names: Names, revision: str, *, step: Step, timeout: float
 ) -> Literal["kept", "replaced", "awaited"]:
@@ -147,4 +151,4 @@ def _stuck(pod: Object) -> bool:
     statuses = pod.get("status", {}).get("containerStatuses", [])
     reasons = {(status.get("state", {}).get("waiting") or {}).get("reason") for status in statuses}
     failed = pod.get("status", {}).get("phase") == "Failed"
-    return failed or bool(reasons & {"CrashLoopBackOff", "ImagePullBackOff", "InvalidImageName"})
+    return failed or bool(reasons & _BACK_OFF_REASONS)

@@ -42,6 +42,7 @@ def test_what_we_set_is_a_difference(path: tuple[str, str]) -> None:
     [
         ({"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}, True),
         ({"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}, True),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]}, True),
         ({"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, False),
         ({"containerStatuses": [{"state": {"running": {}}}]}, False),
         ({"phase": "Failed"}, True),
