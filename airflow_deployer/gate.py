@@ -1,4 +1,6 @@
-"""What the import check found in the DAGs (`base-image/import_check.py` documents its output), and whether it stops us.
+"""What the import check in the image found in the DAGs, and whether it stops us.
+
+`base-image/airflow_deployer_pod/import_check.py` documents its output.
 
 Pure: text in, `GateReport` out. An import error, a cycle or an id that two DAGs share stops the deploy; what only the
 deployment's own database can answer is a warning.

@@ -38,7 +38,7 @@ CONTENT_ID_LABEL = "airflow-deployer.content-id"
 UNCHECKED_SUFFIX = ".unchecked"
 """Behind the tag of an image that is pushed while its DAGs are still being checked."""
 
-IMPORT_CHECK = ("/opt/airflow/bin/python", "/opt/airflow-deployer/import_check.py")
+IMPORT_CHECK = ("/opt/airflow/bin/python", "-P", "-m", "airflow_deployer_pod.import_check")
 AIRFLOW_USER = "50000:50000"
 PING_TIMEOUT = 10.0
 TRANSFER_TIMEOUT = 300.0

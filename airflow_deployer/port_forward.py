@@ -14,18 +14,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import socket
-import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING
 
+from airflow_deployer.api_streams import ApiServer, RefusedError, UnavailableError, close_stream, one_line
 from airflow_deployer.errors import ForwardError
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 LOOPBACK = "localhost"
 """The address that stands for both loopback addresses, 127.0.0.1 and ::1."""
 
-SUBPROTOCOL = "v4.channel.k8s.io"
 HALF_CLOSE_SILENCE = 30.0
 
 _DATA, _ERROR = 0, 1
@@ -43,10 +40,6 @@ _CHUNK = 64 * 1024
 # What a client sent is kept for a second attempt while it is known that no pod has seen it, up to this many bytes.
 _REPLAY_LIMIT = 64 * 1024
 _BACKLOG = 1024
-# TLS handshakes at once: more only make each of them slower, until the first ones run into their deadline.
-_OPENING_AT_ONCE = 16
-_OPEN_DEADLINE = 15.0
-_CLOSE_DEADLINE = 2.0
 _FIRST_BYTE = 0.01
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0
 # How long a new connection is held open while there is no pod to serve it.
@@ -106,7 +99,7 @@ async def serve(
     """
     listeners = _bind(address, port)
     servers: list[asyncio.Server] = []
-    api = _ApiServer(target)
+    api = ApiServer(target.context, target.kubeconfig)
     try:
         await api.load()
         forward = _Forward(target, api, log)
@@ -269,251 +262,22 @@ def _proc_address(text: str) -> str:
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
-class _UnavailableError(Exception):
-    """No stream to the pod for now; another attempt may succeed."""
-
-
-class _RefusedError(Exception):
-    """No stream to the pod, and trying again will not help."""
-
-
-class _ApiServer:
-    """The API server of the target's context, with credentials that are read again when they stop working."""
-
-    def __init__(self, target: Target) -> None:
-        import aiohttp
-
-        self._target = target
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_OPEN_DEADLINE),
-        )
-        self._server = ""
-        self._request: dict[str, Any] = {}
-        self._kubeconfig_stamp: tuple[object, ...] = ()
-        self._opening = asyncio.Semaphore(_OPENING_AT_ONCE)
-        self._loading = asyncio.Lock()
-        self._loads = 0
-
-    async def load(self) -> None:
-        """Read server, trust and credentials from the kubeconfig, which may run its credential plugin.
-
-        Raises:
-            ForwardError: the kubeconfig or its context cannot be used.
-        """
-        self._kubeconfig_stamp = _stamp(self._target.kubeconfig)
-        try:
-            # In a thread, since a credential plugin may take seconds.
-            self._server, self._request = await asyncio.to_thread(_load_kubeconfig, self._target)
-        except Exception as error:
-            # The loader raises what its parts raise: OSError, ValueError, KeyError, TypeError, yaml's and its own.
-            raise ForwardError(
-                f"Cannot forward to {self._target}: the kubeconfig cannot be used: {_one_line(error)}.",
-                hint=f"kubectl --context {self._target.context} cluster-info   shows whether the context works at all",
-            ) from error
-        self._loads += 1
-
-    async def close(self) -> None:
-        await self._session.close()
-
-    async def reload_if_changed(self) -> None:
-        """Read the kubeconfig again if its files have changed, as they do when a local cluster is made anew."""
-        if _stamp(self._target.kubeconfig) != self._kubeconfig_stamp:
-            await self._reload(self._loads)
-
-    async def _reload(self, seen: int) -> None:
-        async with self._loading:
-            # Only the first of many connections that were refused with the same credentials reads them again.
-            if self._loads == seen:
-                with contextlib.suppress(ForwardError):
-                    await self.load()
-
-    async def stateful_set_is_gone(self) -> bool:
-        """Ask for the StatefulSet: True only for a 404 that Kubernetes itself answered about it.
-
-        Raises:
-            _UnavailableError: no answer, with the reason.
-        """
-        import aiohttp
-
-        target = self._target
-        path = f"/apis/apps/v1/namespaces/{quote(target.namespace)}/statefulsets/{quote(target.name)}"
-        try:
-            for _ in range(2):
-                loads = self._loads
-                async with self._session.get(self._server + path, **self._request) as response:
-                    if response.status == 401:
-                        await self._reload(loads)
-                        continue
-                    if response.status != 404:
-                        return False
-                    # A proxy or another server at this address answers 404 too, but not with this Status object.
-                    status = await response.json(content_type=None)
-                    return isinstance(status, dict) and status.get("reason") == "NotFound"
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise _UnavailableError(f"the API server cannot be reached: {_cause(error)}") from error
-        return False
-
-    async def open_stream(self) -> aiohttp.ClientWebSocketResponse[bool]:
-        """Open one stream to the pod's port.
-
-        Raises:
-            _UnavailableError: not now: no such pod, pod not running, API server away.
-            _RefusedError: not ever with these credentials or this server.
-        """
-        async with self._opening:
-            loads = self._loads
-            try:
-                return await self._open_stream()
-            except _UnauthorizedError:
-                await self._reload(loads)
-        async with self._opening:
-            try:
-                return await self._open_stream()
-            except _UnauthorizedError as error:
-                raise _RefusedError("the API server does not accept the credentials (401)") from error
-
-    async def _open_stream(self) -> aiohttp.ClientWebSocketResponse[bool]:
-        import aiohttp
-
-        target = self._target
-        path = f"/api/v1/namespaces/{quote(target.namespace)}/pods/{quote(target.pod)}/portforward?ports={target.port}"
-        try:
-            stream = await asyncio.wait_for(
-                self._session.ws_connect(
-                    self._server + path,
-                    protocols=(SUBPROTOCOL,),
-                    max_msg_size=0,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_DEADLINE),
-                    **self._request,
-                ),
-                _OPEN_DEADLINE,
-            )
-        except aiohttp.WSServerHandshakeError as error:
-            if error.status == 401:
-                raise _UnauthorizedError from error
-            if error.status == 403:
-                raise _RefusedError(
-                    f"forbidden (403): it takes the verbs get and create on pods/portforward in namespace "
-                    f"{target.namespace}"
-                ) from error
-            reason = "there is no such pod" if error.status == 404 else f"the pod does not run (HTTP {error.status})"
-            raise _UnavailableError(reason) from error
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise _UnavailableError(f"the API server cannot be reached: {_cause(error)}") from error
-        if stream.protocol != SUBPROTOCOL:
-            await stream.close()
-            raise _RefusedError(f"the API server does not speak {SUBPROTOCOL}")
-        _keep_alive(stream.get_extra_info("socket"))
-        trust = self._request.get("ssl")
-        if trust is not None:
-            trust.remember(stream.get_extra_info("ssl_object"))
-        return stream
-
-
-class _UnauthorizedError(Exception):
-    """The API server answered 401."""
-
-
-def _load_kubeconfig(target: Target) -> tuple[str, dict[str, Any]]:
-    """Return the server's URL and what each request to it takes: headers, TLS, proxy."""
-    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
-
-    from kubernetes.client import Configuration
-    from kubernetes.config import load_kube_config
-
-    configuration = Configuration()
-    load_kube_config(config_file=target.kubeconfig, context=target.context, client_configuration=configuration)  # type: ignore[no-untyped-call]
-    server = str(configuration.host).rstrip("/")
-    authentication: Any = configuration.auth_settings()
-    request: dict[str, Any] = {
-        "headers": {setting["key"]: setting["value"] for setting in authentication.values() if setting["value"]}
-    }
-    if server.startswith("https"):
-        request["ssl"] = _trust(configuration)
-        if configuration.tls_server_name:
-            request["server_hostname"] = configuration.tls_server_name
-    host = urlsplit(server).hostname or ""
-    if configuration.proxy and not proxy_bypass_environment(host, {"no": configuration.no_proxy or ""}):
-        request["proxy"] = configuration.proxy
-        request["proxy_headers"] = configuration.proxy_headers
-    return server, request
-
-
-def _trust(configuration: Any) -> _ResumingContext:
-    context = _ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
-    if configuration.ssl_ca_cert:
-        context.load_verify_locations(configuration.ssl_ca_cert)
-    else:
-        context.load_default_certs()
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-class _ResumingContext(ssl.SSLContext):
-    """TLS towards one server that resumes the last session, which spares both ends the certificates' arithmetic."""
-
-    _session: ssl.SSLSession | None = None
-
-    def remember(self, connection: ssl.SSLObject | None) -> None:
-        """Resume this connection's session from now on, if it is a new one and the server gave a ticket for it."""
-        # Looking at `session` costs some kilobytes that CPython never frees, so not on every connection.
-        if connection is None or connection.session_reused:
-            return
-        session = connection.session
-        if session is not None and session.has_ticket:
-            self._session = session
-
-    def wrap_bio(
-        self,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_side: bool = False,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:
-        """Start a connection (asyncio offers no parameter for the session)."""
-        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session or self._session)
-
-
-def _stamp(kubeconfig: str | None) -> tuple[object, ...]:
-    """Describe the state of the kubeconfig's files, to see later whether they have changed."""
-    paths = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
-    stamps: list[object] = []
-    for path in filter(None, paths.split(os.pathsep)):
-        try:
-            status = Path(path).expanduser().stat()
-            stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
-        except OSError:
-            stamps.append(None)
-    return tuple(stamps)
-
-
-def _keep_alive(connection: socket.socket | None) -> None:
-    """Notice within a minute that the API server's machine is gone; a WebSocket ping would stall behind data."""
-    if connection is None:
-        return
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
 class _Forward:
     """The accepted connections and the watch over the StatefulSet."""
 
-    def __init__(self, target: Target, api: _ApiServer, log: Callable[[str], None]) -> None:
+    def __init__(self, target: Target, api: ApiServer, log: Callable[[str], None]) -> None:
         self.target = target
         self.api = api
         self._log = log
         self._connections: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
         self._reported: set[str] = set()
+
+    async def open_stream(self) -> aiohttp.ClientWebSocketResponse[bool]:
+        """Open one stream to the pod's port; raises as `ApiServer.open_stream`."""
+        return await self.api.open_stream(
+            self.target.namespace, self.target.pod, "portforward", [("ports", str(self.target.port))]
+        )
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take one TCP connection; whatever happens to it stays with it."""
@@ -546,8 +310,8 @@ class _Forward:
             ForwardError: there is no such StatefulSet.
         """
         try:
-            gone = await self.api.stateful_set_is_gone()
-        except _UnavailableError as error:
+            gone = await self.api.stateful_set_is_gone(self.target.namespace, self.target.name)
+        except UnavailableError as error:
             self.report_trouble(str(error))
             return
         if gone:
@@ -580,8 +344,8 @@ class _Forward:
             await asyncio.sleep(_SHORTEST_POLL)
             self._doubt.clear()
             try:
-                gone = await self.api.stateful_set_is_gone()
-            except _UnavailableError as error:
+                gone = await self.api.stateful_set_is_gone(self.target.namespace, self.target.name)
+            except UnavailableError as error:
                 missing_since = None
                 self.report_trouble(str(error))
                 # What connections do not ask for again can wait for the next look.
@@ -616,7 +380,7 @@ class _Connection:
             # Sends what is left, then the end.
             self._writer.close()
             await self._writer.wait_closed()
-        except _RefusedError as error:
+        except RefusedError as error:
             self._forward.report_trouble(f"cannot serve a connection to {self._forward.target}: {error}")
             _reset(self._writer)
         except OSError:
@@ -629,7 +393,7 @@ class _Connection:
         """Return when the connection has come to its proper end, or the client has left while it waited.
 
         Raises:
-            _RefusedError: it has not, and the client is to see an error.
+            RefusedError: it has not, and the client is to see an error.
             OSError: the client's side broke.
         """
         loop = asyncio.get_running_loop()
@@ -640,11 +404,11 @@ class _Connection:
             self._undelivered = bytearray(await asyncio.wait_for(self._reader.read(_CHUNK), _FIRST_BYTE))
         while not (self._writer.transport.is_closing() or (self._reader.at_eof() and not self._undelivered)):
             try:
-                await self._relay(await self._forward.api.open_stream())
+                await self._relay(await self._forward.open_stream())
                 return
-            except _UnavailableError as error:
+            except UnavailableError as error:
                 if loop.time() + delay > deadline:
-                    raise _RefusedError(str(error)) from error
+                    raise RefusedError(str(error)) from error
                 self._forward.report_trouble(f"waiting for {self._forward.target}: {error}")
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY)
@@ -653,8 +417,8 @@ class _Connection:
         """Copy both ways until one side ends.
 
         Raises:
-            _UnavailableError: the stream failed before any pod can have seen a byte.
-            _RefusedError: it failed later.
+            UnavailableError: the stream failed before any pod can have seen a byte.
+            RefusedError: it failed later.
             OSError: the client's side broke.
         """
         sending = asyncio.ensure_future(self._send(stream))
@@ -670,7 +434,7 @@ class _Connection:
             sending.cancel()
             receiving.cancel()
             await asyncio.gather(sending, receiving, return_exceptions=True)
-            await _close_stream(stream)
+            await close_stream(stream)
 
     async def _linger(self, receiving: asyncio.Future[None]) -> None:
         """Go on receiving for a client that has sent its last byte, until the pod is silent for too long."""
@@ -720,7 +484,7 @@ class _Connection:
             if not payload:
                 continue
             if channel == _ERROR:
-                raise self._failure(_one_line(bytes(payload[:_ERROR_TEXT_LIMIT]).decode(errors="replace")))
+                raise self._failure(one_line(bytes(payload[:_ERROR_TEXT_LIMIT]).decode(errors="replace")))
             if self._undelivered is not None:
                 self._undelivered = None
                 self._forward.report_success()
@@ -732,24 +496,13 @@ class _Connection:
         if message.type is not WSMsgType.CLOSE:
             raise self._failure("the connection to the API server broke")
 
-    def _failure(self, reason: str) -> _UnavailableError | _RefusedError:
+    def _failure(self, reason: str) -> UnavailableError | RefusedError:
         """Tell a failure that another stream may mend from one that the client must see."""
         sent = self._undelivered
         text = reason.lower()
         if sent is not None and (not sent or any(mark in text for mark in _UNDELIVERED)):
-            return _UnavailableError("nothing listens on that port of the pod" if _NOT_LISTENING in text else reason)
-        return _RefusedError(reason)
-
-
-async def _close_stream(stream: aiohttp.ClientWebSocketResponse[bool]) -> None:
-    connection = stream.get_extra_info("socket")
-    try:
-        await asyncio.wait_for(stream.close(), _CLOSE_DEADLINE)
-    except asyncio.TimeoutError:
-        # The closing frame waits behind data that the pod does not take, and would for as long as the pod lives.
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            return UnavailableError("nothing listens on that port of the pod" if _NOT_LISTENING in text else reason)
+        return RefusedError(reason)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
@@ -759,14 +512,3 @@ def _reset(writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             # struct linger: on, 0 seconds (socket(7)).
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _cause(error: Exception) -> str:
-    """Say what broke without the client library's description of the connection around it."""
-    # aiohttp.ClientConnectorError has the one, ClientConnectorCertificateError the other.
-    inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-    return _one_line(getattr(inner, "strerror", None) or inner)
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

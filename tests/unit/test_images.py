@@ -83,7 +83,7 @@ def test_a_ready_made_base_image_is_used_by_its_digest(content: ProjectContent) 
 
 def test_the_base_images_context_is_there(content: ProjectContent) -> None:
     paths = {file.path for file in plan(content).base_files}
-    assert {"Dockerfile", "requirements.txt", "supervisor.py", "import_check.py"} <= paths
+    assert {"Dockerfile", "requirements.txt", "airflow_deployer_pod/supervisor.py"} <= paths
 
 
 def test_the_dockerfile_of_dags_alone(content: ProjectContent) -> None:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from airflow_deployer import port_forward
-from airflow_deployer.errors import ForwardError
+from airflow_deployer.errors import ClusterError, ForwardError
 from airflow_deployer.port_forward import Target, check_port_free, forwarded, serve
 from tests.unit.fake_api_server import FakeApiServer
 
@@ -425,7 +425,7 @@ def test_without_a_stateful_set_it_does_not_start(target: Target, api: FakeApiSe
 
 def test_a_kubeconfig_without_the_context_is_an_error(target: Target) -> None:
     unknown = Target("unknown", "ns", "airflow", 8080, target.kubeconfig)
-    with pytest.raises(ForwardError, match="kubeconfig cannot be used"), forwarded(unknown):
+    with pytest.raises(ClusterError, match="Cannot use the context 'unknown'"), forwarded(unknown):
         pass
 
 

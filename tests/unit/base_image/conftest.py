@@ -1,39 +1,24 @@
-"""The modules of the base image, loaded by path as the image runs them."""
+"""The modules that run in the pod; `pythonpath` in pyproject.toml makes them importable, as a .pth file does there."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
+from airflow_deployer_pod import import_check as import_check_module
+from airflow_deployer_pod import supervisor as supervisor_module
 
-BASE_IMAGE = Path(__file__).parents[3] / "base-image"
-
-
-def load(name: str) -> Any:
-    """Load a file of `base-image/` under its own name, leaving no bytecode in the build context."""
-    spec = importlib.util.spec_from_file_location(f"base_image_{name}", BASE_IMAGE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
-    return module
+POD_PACKAGE = Path(supervisor_module.__file__).parent
 
 
 @pytest.fixture(scope="session")
-def supervisor() -> Any:
-    """`base-image/supervisor.py`."""
-    return load("supervisor")
+def supervisor() -> ModuleType:
+    """`airflow_deployer_pod.supervisor`."""
+    return supervisor_module
 
 
 @pytest.fixture(scope="session")
-def import_check() -> Any:
-    """`base-image/import_check.py`."""
-    return load("import_check")
+def import_check() -> ModuleType:
+    """`airflow_deployer_pod.import_check`."""
+    return import_check_module

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.base_image.conftest import BASE_IMAGE
+from tests.unit.base_image.conftest import POD_PACKAGE
 
 MACHINERY = """Traceback (most recent call last):
   File "/opt/airflow/lib/python3.13/site-packages/airflow/dag_processing/importers/python_importer.py", line 9, in parse
@@ -165,7 +165,7 @@ results = module.import_files(sorted(folder.iterdir()), folder, 1.0, os.dup(2))
 print(json.dumps({file.stem: [result["dag_ids"], result["errors"]] for file, result in results.items()}))
 """
     run = subprocess.run(
-        [sys.executable, "-c", driver, str(BASE_IMAGE / "import_check.py"), str(tmp_path)],
+        [sys.executable, "-c", driver, str(POD_PACKAGE / "import_check.py"), str(tmp_path)],
         check=True,
         capture_output=True,
         text=True,
@@ -184,7 +184,7 @@ print(json.dumps({file.stem: [result["dag_ids"], result["errors"]] for file, res
 
 def test_a_folder_that_is_not_there_is_no_check() -> None:
     run = subprocess.run(
-        [sys.executable, str(BASE_IMAGE / "import_check.py"), "/nowhere"],
+        [sys.executable, str(POD_PACKAGE / "import_check.py"), "/nowhere"],
         check=False,
         capture_output=True,
         text=True,

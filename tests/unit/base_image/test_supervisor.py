@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.base_image.conftest import BASE_IMAGE
+from tests.unit.base_image.conftest import POD_PACKAGE
 
 HEALTHY = {
     "metadatabase": {"status": "healthy"},
@@ -301,7 +301,7 @@ class Life:
                     sys.executable,
                     "-c",
                     DRIVER,
-                    str(BASE_IMAGE / "supervisor.py"),
+                    str(POD_PACKAGE / "supervisor.py"),
                     str(folder),
                     json.dumps(ports),
                     json.dumps(defaults | programs),

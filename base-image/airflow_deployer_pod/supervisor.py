@@ -52,7 +52,7 @@ HEALTH_AGE_SECONDS = 1.0
 _MAX_LINE = 16 * 1024  # the size at which container runtimes split lines anyway
 _PR_SET_CHILD_SUBREAPER = 36
 
-SCHEMA_FILE = Path(__file__).with_name("schema.json")
+SCHEMA_FILE = Path(__file__).parents[1] / "schema.json"
 
 SchemaState = Literal["fresh", "behind", "current", "unknown"]
 

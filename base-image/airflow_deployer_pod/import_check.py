@@ -1,6 +1,6 @@
 """Import every DAG file as Airflow's DAG processor would, without a database or a network, and report what came of it.
 
-    python /opt/airflow-deployer/import_check.py [DAGS_FOLDER]        (default: $AIRFLOW_HOME/dags)
+    python -m airflow_deployer_pod.import_check [DAGS_FOLDER]        (default: $AIRFLOW_HOME/dags)
 
 **Protocol.** Standard output carries one line, a JSON document, and nothing else: whatever Airflow or the DAG files
 print goes to standard error. The exit code is 0 whenever the check was made, whatever it found; anything else means

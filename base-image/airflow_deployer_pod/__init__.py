@@ -1,0 +1,1 @@
+"""What runs beside Airflow in the pod: supervisor, import checks, and the DAG content on the volume."""
