@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -38,7 +38,16 @@ CONTENT_ID_LABEL = "airflow-deployer.content-id"
 UNCHECKED_SUFFIX = ".unchecked"
 """Behind the tag of an image that is pushed while its DAGs are still being checked."""
 
-IMPORT_CHECK = ("/opt/airflow/bin/python", "-P", "-m", "airflow_deployer_pod.import_check")
+IMAGE_CONTENT = "/opt/airflow-deployer/content"
+"""Where a DAG image holds the DAG content; the supervisor brings it to the volume."""
+
+IMPORT_CHECK = (
+    "/opt/airflow/bin/python",
+    "-P",
+    "-m",
+    "airflow_deployer_pod.import_check",
+    f"{IMAGE_CONTENT}/dags",
+)
 AIRFLOW_USER = "50000:50000"
 PING_TIMEOUT = 10.0
 TRANSFER_TIMEOUT = 300.0
@@ -205,7 +214,7 @@ def ensure_dag_image(
     with progress.step("DAG image") as step:
         image = engine.build(
             name,
-            plan.content.files,
+            _in_the_image(plan.content),
             step,
             dockerfile=dag_dockerfile(base.pinned, plan.content),
             labels={
@@ -278,11 +287,18 @@ def dag_dockerfile(base: str, content: ProjectContent) -> str:
         ]
     if content.plugin_files:
         lines.append(f"COPY --chown={AIRFLOW_USER} plugins /home/airflow/plugins")
-    folders = {file.path.partition("/")[0] for file in content.dag_files}
-    lines += [
-        f"COPY --chown={AIRFLOW_USER} {name} /home/airflow/{name}" for name in ("include", "dags") if name in folders
-    ]
+    # One step, and owned by root: the running Airflow has a copy of its own on the volume.
+    lines.append(f"COPY content {IMAGE_CONTENT}")
     return "\n".join(lines) + "\n"
+
+
+def _in_the_image(content: ProjectContent) -> list[File]:
+    """The files of the build context: the DAG content in a folder of its own."""
+    return [
+        *(replace(file, path=f"content/{file.path}") for file in content.dag_files),
+        *content.plugin_files,
+        *([content.requirements] if content.requirements else []),
+    ]
 
 
 @dataclass(frozen=True)

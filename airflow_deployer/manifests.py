@@ -19,6 +19,10 @@ CONTENT_ID = "airflow-deployer/content-id"
 IMAGE_ID = "airflow-deployer/image-id"
 VERSION = "airflow-deployer/version"
 
+# Of the container `airflow`; these and its image are all that a change of DAG content alone changes in the template.
+IMAGE_CONTENT_ID = "AIRFLOW_DEPLOYER_CONTENT_ID"
+DEPLOYED_AT = "AIRFLOW_DEPLOYER_DEPLOYED_AT"
+
 AIRFLOW_UID = 50000
 POSTGRES_UID = 999
 API_PORT = airflow_settings.API_PORT
@@ -99,11 +103,14 @@ class Image:
         reference: `registry/repository@sha256:...` as the node pulls it.
         content_id: the id of the DAG content.
         image_id: the id of everything that the image was built from.
+        deployed_at: seconds since the epoch by the API server's clock when `up` first deployed it; it grows, so that the
+            pod can tell a newer image from a restart with an older one.
     """
 
     reference: str
     content_id: str
     image_id: str
+    deployed_at: int = 0
 
 
 def make_namespace(namespace: str) -> Object:
@@ -197,7 +204,7 @@ def make_stateful_set(
         },
         "containers": [
             _postgres(postgres_image, settings.resources.postgres),
-            _airflow(image.reference, settings),
+            _airflow(image, settings),
         ],
         "volumes": [
             {"name": "data", "persistentVolumeClaim": {"claimName": names.claim}},
@@ -271,13 +278,17 @@ def _postgres(image: str, resources: ContainerResources) -> Object:
     return container | _resources(resources)
 
 
-def _airflow(image: str, settings: Settings) -> Object:
-    variables = airflow_settings.environment(settings.airflow.environment())
+def _airflow(image: Image, settings: Settings) -> Object:
+    variables = airflow_settings.environment(settings.airflow.environment()) | {
+        "AIRFLOW_DEPLOYER_STOP_SECONDS": str(STOP_SECONDS),
+        IMAGE_CONTENT_ID: image.content_id,
+        DEPLOYED_AT: str(image.deployed_at),
+    }
     container = {
         "name": "airflow",
-        "image": image,
+        "image": image.reference,
         "imagePullPolicy": "IfNotPresent",
-        "env": _env(variables | {"AIRFLOW_DEPLOYER_STOP_SECONDS": str(STOP_SECONDS)}),
+        "env": _env(variables),
         "ports": [
             {"name": "http", "containerPort": API_PORT, "protocol": "TCP"},
             {"name": "probes", "containerPort": PROBE_PORT, "protocol": "TCP"},
@@ -288,6 +299,7 @@ def _airflow(image: str, settings: Settings) -> Object:
         "securityContext": _restricted(AIRFLOW_UID),
         "volumeMounts": [
             {"name": "data", "mountPath": f"{airflow_settings.HOME}/logs", "subPath": "logs"},
+            {"name": "data", "mountPath": f"{airflow_settings.HOME}/content", "subPath": "content"},
             {"name": "run", "mountPath": _RUN},
             {"name": "airflow-secrets", "mountPath": airflow_settings.SECRETS, "readOnly": True},
         ],

@@ -172,14 +172,15 @@ def test_a_dag_image_holds_the_content_and_is_built_once(build: Callable[[], Bui
     assert {"Base image", "DAG image", "Push", "Import check"} == set(first.progress.steps)
 
     listing = shell(
-        image.ref.pinned, "cd /home/airflow && find dags include plugins -type f -printf '%u %m %p\\n' | sort"
+        image.ref.pinned,
+        "cd /opt/airflow-deployer/content && find . /home/airflow/plugins -type f -printf '%u %m %p\\n' | sort",
     )
     assert listing.splitlines() == [
-        "airflow 644 dags/hello.py",
-        "airflow 644 dags/with space/ünïcode",
-        "airflow 644 include/query.sql",
-        "airflow 644 plugins/own.py",
+        "airflow 644 /home/airflow/plugins/own.py",
         "line.py",
+        "root 644 ./dags/hello.py",
+        "root 644 ./dags/with space/ünïcode",
+        "root 644 ./include/query.sql",
     ]
     assert shell(image.ref.pinned, "id -u").strip() == "50000"
     label = f'{{{{index .Config.Labels "{CONTENT_ID_LABEL}"}}}}'
@@ -257,7 +258,7 @@ def test_an_interrupted_check_leaves_nothing(build: Callable[[], Build], project
         f"{attempt.plan.address.push}/{attempt.plan.dag_repository}:interrupted",
         attempt.plan.content.files,
         Recorder(),
-        dockerfile=f"FROM {attempt.base().pinned}\nCOPY dags /home/airflow/dags\n",
+        dockerfile=f"FROM {attempt.base().pinned}\nCOPY dags /opt/airflow-deployer/content/dags\n",
         labels={},
         platform=attempt.plan.platform,
     )

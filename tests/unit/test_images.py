@@ -87,7 +87,7 @@ def test_the_base_images_context_is_there(content: ProjectContent) -> None:
 
 
 def test_the_dockerfile_of_dags_alone(content: ProjectContent) -> None:
-    assert dag_dockerfile("base", content) == "FROM base\nCOPY --chown=50000:50000 dags /home/airflow/dags\n"
+    assert dag_dockerfile("base", content) == "FROM base\nCOPY content /opt/airflow-deployer/content\n"
 
 
 def test_the_dockerfile_of_everything(content: ProjectContent) -> None:
@@ -105,8 +105,7 @@ def test_the_dockerfile_of_everything(content: ProjectContent) -> None:
         "COPY requirements.txt /tmp/requirements.txt",
         "USER 50000:50000",
         "COPY --chown=50000:50000 plugins /home/airflow/plugins",
-        "COPY --chown=50000:50000 include /home/airflow/include",
-        "COPY --chown=50000:50000 dags /home/airflow/dags",
+        "COPY content /opt/airflow-deployer/content",
     ]
 
 
