@@ -56,6 +56,18 @@ class GateError(DeployerError):
     """The DAGs do not import, share an id or hold a cycle; nothing was deployed."""
 
 
+class SyncError(DeployerError):
+    """The running pod could not take the DAG content, or Airflow did not parse it; what was live before stays live.
+
+    Args:
+        kind: the agent's name for the cause (`no_space`, `busy`, ...), or `not_live`, `protocol`.
+    """
+
+    def __init__(self, message: str, *, kind: str, hint: str = "", details: tuple[str, ...] | list[str] = ()) -> None:
+        super().__init__(message, hint=hint, details=details)
+        self.kind = kind
+
+
 class RolloutError(DeployerError):
     """The pod did not become ready; the message carries the diagnosis."""
 

@@ -103,7 +103,7 @@ class Image:
         reference: `registry/repository@sha256:...` as the node pulls it.
         content_id: the id of the DAG content.
         image_id: the id of everything that the image was built from.
-        deployed_at: seconds since the epoch by the API server's clock when `up` first deployed it; it grows, so that the
+        deployed_at: seconds since the epoch by the API server's clock when `up` deployed it; it grows, so that the
             pod can tell a newer image from a restart with an older one.
     """
 

@@ -114,7 +114,7 @@ def test_the_claim_leaves_the_class_to_the_cluster_unless_one_is_named() -> None
 
 
 def test_the_pod_template_changes_only_with_what_the_pod_is_made_of() -> None:
-    other = Image(IMAGE.reference, content_id="d" * 64, image_id="d-i")
+    other = Image(IMAGE.reference, IMAGE.content_id, image_id="d-i")
     one = stateful_set()
     two = manifests.make_stateful_set(NAMES, Settings(), other, postgres_image="postgres:17", pull_secret=None)
     assert one["spec"]["template"] == two["spec"]["template"]
