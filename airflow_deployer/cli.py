@@ -217,10 +217,18 @@ def up(
     force_conflicts: Annotated[
         bool, typer.Option("--force-conflicts", help="Take over fields that another manager has changed.")
     ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the pod even where only DAG content has changed.")
+    ] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for running tasks where the pod is replaced; they start over.")
+    ] = False,
 ) -> None:
     """Build, push and deploy the project in this folder, and wait until Airflow serves it.
 
-    Safe to repeat: what is there already is left alone. The volume with the database is never touched.
+    Where only DAG content has changed, the running pod takes it in: nothing restarts, running tasks go on. Any other
+    change replaces the pod after its running tasks have ended. Safe to repeat: what is there already is left alone. The
+    volume with the database is never touched.
     """
     from airflow_deployer import deploy
 
@@ -230,14 +238,32 @@ def up(
         options.project,
         settings,
         options.console,
-        forward=port_forward and not foreground,
-        check_port=port_forward,
-        force_conflicts=force_conflicts,
+        deploy.UpOptions(
+            forward=port_forward and not foreground,
+            check_port=port_forward,
+            force_conflicts=force_conflicts,
+            replace=replace,
+            now=now,
+        ),
     )
     options.console.result(report.document(), report.lines())
     deploy.complain_of_import_errors(report)
     if foreground:
         deploy.forward_in_foreground(settings, options.console)
+
+
+@app.command(epilog=_examples("deployer sync", "deployer sync -o json"))
+def sync(ctx: typer.Context) -> None:
+    """Bring the DAGs of this folder into the running pod, once: nothing restarts, and no image is built.
+
+    Running tasks finish on the code that they began with. The content survives restarts; `up` puts it into an image.
+    """
+    from airflow_deployer import deploy
+
+    options: Globals = ctx.obj
+    report = deploy.sync(options.project, options.settings(), options.console)
+    options.console.result(report.document(), report.lines())
+    deploy.complain_of_import_errors(report)
 
 
 @app.command(epilog=_examples("deployer down", "deployer down --purge", "deployer down --purge --yes"))

@@ -21,6 +21,8 @@ from airflow_deployer.kube_context import KubeContext
 
 FIELD_MANAGER = "airflow-deployer"
 
+_PROXY_TIMEOUT = 2.0
+
 Object = dict[str, Any]
 
 
@@ -58,6 +60,7 @@ SERVICE = Kind("", "v1", "Service", "services")
 CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps")
 CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets")
+CONTROLLER_REVISION = Kind("apps", "v1", "ControllerRevision", "controllerrevisions")
 STORAGE_CLASS = Kind("storage.k8s.io", "v1", "StorageClass", "storageclasses", namespaced=False)
 LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 ACCESS_REVIEW = Kind(
@@ -257,6 +260,27 @@ class Cluster:
             raise
         with contextlib.closing(response):
             return str(response.data.decode("utf-8", "replace")).splitlines()
+
+    def pod_document(self, namespace: str, pod: str, port: int, path: str) -> Object | None:
+        """The JSON document that a pod serves at a port, through the API server; None where that is not possible.
+
+        It takes `get` on pods/proxy, and an API server that reaches pods directly, which not every cluster gives.
+        """
+        try:
+            response = self._send(
+                "GET",
+                POD.path(namespace, f"{pod}:{port}", "proxy") + path,
+                what=f"ask {pod}",
+                read_timeout=_PROXY_TIMEOUT,
+            )
+        except (ApiError, UnreachableError):
+            return None
+        with contextlib.closing(response):
+            try:
+                document = json.loads(response.data)
+            except ValueError:
+                return None
+        return document if isinstance(document, dict) else None
 
     def watch(
         self, kind: Kind, namespace: str, *, fields: str = "", resource_version: str, seconds: int

@@ -97,6 +97,15 @@ class ProjectContent:
         """Everything that goes into the image."""
         return (*self.dag_files, *self.plugin_files, *([self.requirements] if self.requirements else []))
 
+    def runtime_id(self, *inputs: str) -> str:
+        """An id of everything in the DAG image that is not DAG content; a change of it needs another pod.
+
+        Args:
+            inputs: as for `image_tag`.
+        """
+        files = (*self.plugin_files, *([self.requirements] if self.requirements else []))
+        return files_id(files, *inputs)[:CONTENT_TAG_LENGTH]
+
     def image_tag(self, *inputs: str) -> str:
         """The DAG image's tag: the content id, then an id of everything else that the image is made of.
 

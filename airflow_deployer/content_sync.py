@@ -6,6 +6,7 @@ long-lived exec.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import time
@@ -13,10 +14,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_deployer.api_streams import ApiServer, UnavailableError
+from airflow_deployer.api_streams import ApiServer, RefusedError, UnavailableError
 from airflow_deployer.content import File, ProjectContent
 from airflow_deployer.errors import GateError, SyncError
 from airflow_deployer.gate import GateReport, parse_report
+from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Names
 from airflow_deployer.pod_exec import PodExec
 from airflow_deployer.reports import ImportErrorReport
@@ -257,6 +259,31 @@ class ContentChannel:
         if self._exec is None:
             raise UnavailableError("not connected to the pod")
         return self._exec
+
+
+def sync_once(context: KubeContext, names: Names, content: ProjectContent, *, on_event: OnEvent) -> SyncResult:
+    """One round in a loop of its own; raises as `ContentChannel.sync`, and `SyncError` when the pod cannot be reached."""
+
+    async def run() -> SyncResult:
+        api = ApiServer(context.name, context.kubeconfig)
+        channel = ContentChannel(api, names)
+        try:
+            await api.load()
+            await channel.connect()
+            return await channel.sync(content, on_event=on_event)
+        except (UnavailableError, RefusedError) as error:
+            raise SyncError(
+                f"The running pod cannot take the content: {error}.",
+                kind="unavailable",
+                hint="deployer status   shows the state of the pod",
+            ) from None
+        finally:
+            await channel.close()
+            await api.close()
+            # Transports let go of their sockets in the loop's next turns.
+            await asyncio.sleep(0.01)
+
+    return asyncio.run(run())
 
 
 _HINTS = {

@@ -1,4 +1,4 @@
-"""The commands on a Deployment as lists of steps: up, down, status, render, and the forward in the foreground.
+"""The commands on a Deployment as lists of steps: up, down, sync, status, render, and the forward in the foreground.
 
 Everything here composes; what a step does stands in the module of its name. Progress goes to a `Progress`, results
 come back as `reports`.
@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_deployer import (
     airflow_settings,
     credentials,
     diagnosis,
+    draining,
+    image_pull,
     images,
     kube_context,
     lease,
@@ -44,11 +46,12 @@ from airflow_deployer.cluster import (
 )
 from airflow_deployer.config import Settings
 from airflow_deployer.content import ProjectContent, read_project
-from airflow_deployer.errors import AirflowError, DeployerError, ForwardError
+from airflow_deployer.errors import AirflowError, DeployerError, ForwardError, RolloutError
+from airflow_deployer.gate import GateReport
 from airflow_deployer.images import Engine, ImagePlan
 from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Image, Names
-from airflow_deployer.progress import Progress
+from airflow_deployer.progress import Progress, Step
 from airflow_deployer.registry import (
     MIRROR_ANNOTATION,
     LocalRegistryHosting,
@@ -59,7 +62,12 @@ from airflow_deployer.registry import (
     public_image,
     pull_secret_data,
 )
-from airflow_deployer.reports import ContainerReport, DownReport, StatusReport, UpReport
+from airflow_deployer.reports import ContainerReport, DownReport, StatusReport, SyncReport, UpReport
+
+if TYPE_CHECKING:
+    from airflow_deployer.content_sync import Live
+    from airflow_deployer.draining import RunningTask
+    from airflow_deployer.hot_deploy import HotDeploy
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,20 @@ class Session:
 
 @dataclass
 class _Found:
-    """What the preflight learned."""
+    """What the preflight learned.
+
+    Attributes:
+        live: the StatefulSet.
+        live_content: the content id that the pod serves; None when it cannot be asked.
+    """
 
     registry: RegistryAddress
     mirror: str | None
     platform: str
     namespace_exists: bool
     live: Object | None
+    pod: Object | None = None
+    live_content: str | None = None
 
 
 @dataclass
@@ -119,28 +134,33 @@ def connect(settings: Settings) -> Session:
     return Session(settings, context, Cluster(context), names)
 
 
-def up(
-    project: Path,
-    settings: Settings,
-    progress: Progress,
-    *,
-    forward: bool,
-    check_port: bool,
-    force_conflicts: bool,
-) -> UpReport:
-    """Take the project to a running, verified Airflow.
+@dataclass(frozen=True)
+class UpOptions:
+    """How `up` goes about it.
 
-    Args:
+    Attributes:
         forward: start the background forward at the end.
         check_port: make sure before the build that the local port is free.
         force_conflicts: take over fields that another manager has changed.
+        replace: replace the pod even where only DAG content has changed.
+        now: do not wait for running tasks where the pod is replaced.
     """
+
+    forward: bool = True
+    check_port: bool = True
+    force_conflicts: bool = False
+    replace: bool = False
+    now: bool = False
+
+
+def up(project: Path, settings: Settings, progress: Progress, options: UpOptions) -> UpReport:
+    """Take the project to a running, verified Airflow."""
     watch = _Stopwatch()
     with watch.lap("check"), progress.step("Preflight") as step:
         content = read_project(project, settings.project)
         session = connect(settings)
         engine = images.Engine()
-        found = _preflight(session, engine, check_port=check_port)
+        found = _preflight(session, engine, check_port=options.check_port)
         plan, present = _plan(session, content, found)
         step.done(
             f"context {session.context.name}, namespace {session.names.namespace}, registry {found.registry.push}"
@@ -150,33 +170,48 @@ def up(
     with lease.held(
         session.cluster, session.names.namespace, session.names.lease, labels=session.names.labels, doing="up"
     ):
-        with watch.lap("images"):
-            image, expected, warnings = _publish(session, engine, plan, present, progress)
-        with watch.lap("objects"):
-            changes, secret = _apply(session, image, found, progress, force=force_conflicts)
-        with watch.lap("pod"):
-            pod, rolled = _roll_out(session, changes, progress)
+        with _hot_deploy(session, plan, present, found, options) as hot:
+            with watch.lap("images"):
+                published = _publish(session, engine, plan, present, found, hot, progress)
+            with watch.lap("objects"):
+                bodies = _objects(session, published.image, found)
+                changes, secret = _apply(session, bodies[:-1], found, progress, options)
+                pod = _pod_that_takes_content(session, bodies[-1], found, options)
+            switched: Live | None = None
+            if pod is not None and hot is not None:
+                with watch.lap("content"):
+                    switched = _switch(session, hot, published.image, pod, progress)
+            with watch.lap("objects"):
+                changes |= _apply_stateful_set(session, bodies[-1], progress, options)
+            rolled = "kept"
+            interrupted: tuple[RunningTask, ...] = ()
+            if pod is None:
+                with watch.lap("pod"):
+                    pod, rolled, interrupted = _roll_out(session, changes, secret, progress, options)
         with watch.lap("verify"):
-            url = _ensure_forward(session) if forward else None
-            verified = _verify(session, url, secret, pod, expected if rolled != "kept" else None, progress)
+            url = _ensure_forward(session) if options.forward else None
+            expected = published.expected if rolled != "kept" else None
+            verified = _verify(session, url, secret, pod, expected, progress)
     return UpReport(
         context=session.context.name,
         namespace=session.names.namespace,
         name=session.names.name,
-        image=image.reference,
-        content_id=image.content_id,
+        image=published.image.reference,
+        content_id=published.image.content_id,
         airflow_version=settings.airflow.version,
         changes={what: how for what, how in changes.items() if how != "unchanged"},
         pod=rolled,
+        content=_content_outcome(rolled, switched),
+        interrupted=tuple(str(task) for task in interrupted),
         dags=verified.dags,
         import_errors=verified.import_errors,
-        warnings=warnings,
+        warnings=published.warnings,
         steps=watch.seconds,
         url=url,
     )
 
 
-def complain_of_import_errors(report: UpReport) -> None:
+def complain_of_import_errors(report: UpReport | SyncReport) -> None:
     """Fail after a deployment whose DAGs Airflow itself cannot import.
 
     Raises:
@@ -186,7 +221,7 @@ def complain_of_import_errors(report: UpReport) -> None:
         raise AirflowError(
             f"Airflow runs, but cannot import {len(report.import_errors)} DAG file(s).",
             details=[f"{error.file}: {error.cause}" for error in report.import_errors],
-            hint=f"make what the file asks for (a Variable or Connection: {report.url or 'the web UI'}), "
+            hint=f"make what the file asks for (a Variable or Connection: in the web UI), "
             "or mend it and run deployer up",
         )
 
@@ -218,6 +253,8 @@ def _preflight(session: Session, engine: Engine, *, check_port: bool) -> _Found:
         secret=lambda: preflight.check_secret(cluster, names),
         platform=lambda: preflight.node_platform(cluster),
         live=lambda: cluster.get(STATEFUL_SET, names.namespace, names.name),
+        pod=lambda: cluster.get(POD, names.namespace, names.pod),
+        live_content=lambda: _live_content(session),
         port=port,
     )
     address, mirror = found["registry"]
@@ -227,6 +264,15 @@ def _preflight(session: Session, engine: Engine, *, check_port: bool) -> _Found:
         platform=found["platform"] or engine.platform,
         namespace_exists=found["namespace"],
         live=found["live"],
+        pod=found["pod"],
+        live_content=(found["live_content"] or {}).get("live"),
+    )
+
+
+def _live_content(session: Session) -> Object | None:
+    """What the supervisor says of the DAG content, where the API server lets us ask it directly."""
+    return session.cluster.pod_document(
+        session.names.namespace, session.names.pod, manifests.PROBE_PORT, manifests.CONTENT_PATH
     )
 
 
@@ -276,31 +322,99 @@ def _plan(session: Session, content: ProjectContent, found: _Found) -> tuple[Ima
     registry = Registry(found.registry.push)
     existing = images.find_dag_image(registry, plan)
     if existing is not None:
-        return plan, Image(existing.deployed, content_id=content.content_id, image_id=plan.dag_tag)
+        return plan, _new_image(session, plan, existing.deployed, deployed)
     # Only where something will be pushed: asking leaves a trace in some registries.
     registry.check_push(plan.dag_repository)
     return plan, None
 
 
+def _new_image(session: Session, plan: ImagePlan, reference: str, deployed: Image | None) -> Image:
+    """The image to deploy; one that is deployed keeps its time, a new one gets a later one."""
+    if deployed is not None and deployed.reference == reference:
+        deployed_at = deployed.deployed_at
+    else:
+        deployed_at = max(int(session.cluster.server_time()), (deployed.deployed_at if deployed else 0) + 1)
+    return Image(reference, plan.content.content_id, plan.dag_tag, plan.runtime_id, deployed_at)
+
+
+@contextmanager
+def _hot_deploy(
+    session: Session, plan: ImagePlan, present: Image | None, found: _Found, options: UpOptions
+) -> Iterator[HotDeploy | None]:
+    """Begin to bring the content into the running pod, where that may be all that there is to do."""
+    pod = found.pod
+    annotations = (pod or {}).get("metadata", {}).get("annotations") or {}
+    if (
+        pod is None
+        or options.replace
+        or annotations.get(manifests.RUNTIME_ID) != plan.runtime_id
+        or not diagnosis.diagnose(pod).ready
+    ):
+        yield None
+        return
+    deployed = _deployed_image(found.live)
+    if present is not None and present == deployed and found.live_content == plan.content.content_id:
+        yield None
+        return
+    from airflow_deployer import hot_deploy
+
+    with hot_deploy.begun(session.context, session.names, plan.content) as hot:
+        yield hot
+
+
+@dataclass(frozen=True)
+class _Published:
+    """The image in the registry.
+
+    Attributes:
+        expected: the DAG files, relative to `dags/`, that Airflow must show; None where nothing was imported.
+    """
+
+    image: Image
+    expected: frozenset[str] | None = None
+    warnings: tuple[str, ...] = ()
+
+
 def _publish(
-    session: Session, engine: Engine, plan: ImagePlan, present: Image | None, progress: Progress
-) -> tuple[Image, frozenset[str] | None, tuple[str, ...]]:
-    """Have the images in the registry; return the DAG image, the DAG files that Airflow must show, and warnings."""
+    session: Session,
+    engine: Engine,
+    plan: ImagePlan,
+    present: Image | None,
+    found: _Found,
+    hot: HotDeploy | None,
+    progress: Progress,
+) -> _Published:
+    """Have the images in the registry, and the DAGs imported: in the running pod where the content goes there."""
+
+    def check(image: str) -> GateReport | None:
+        if hot is None:
+            return images.check_imports(engine, image, session.settings, progress)
+        with progress.step("Import check") as step:
+            report = hot.report(session.settings.timeouts.import_check)
+            step.done(f"{report.summary}, in the pod" if report else "is live already")
+        return report
+
     if present is not None:
-        return present, None, ()
+        report = check("") if hot is not None else None
+        if report is not None:
+            report.raise_for_errors()
+        return _published(present, report, progress)
     registry = Registry(plan.address.push)
     base = images.ensure_base_image(engine, registry, plan, progress)
-    dag_image = images.ensure_dag_image(engine, registry, plan, base, session.settings, progress)
-    image = Image(dag_image.ref.deployed, content_id=plan.content.content_id, image_id=plan.dag_tag)
-    report = dag_image.report
+    dag_image = images.ensure_dag_image(engine, registry, plan, base, session.settings, progress, check)
+    image = _new_image(session, plan, dag_image.ref.deployed, _deployed_image(found.live))
+    return _published(image, dag_image.report, progress)
+
+
+def _published(image: Image, report: GateReport | None, progress: Progress) -> _Published:
     if report is None:
-        return image, None, ()
+        return _Published(image)
     for warning in report.warnings:
         progress.warning(warning)
     files = {file.path for file in report.files if file.dag_ids} | {
         problem.dag_file for problem in report.needs_database
     }
-    return image, frozenset(path.removeprefix("dags/") for path in files), tuple(report.warnings)
+    return _Published(image, frozenset(path.removeprefix("dags/") for path in files), tuple(report.warnings))
 
 
 def _with_mirror(settings: Settings, mirror: str | None) -> Settings:
@@ -317,27 +431,92 @@ def _deployed_image(live: Object | None) -> Image | None:
     reference = next((item["image"] for item in containers if item["name"] == "airflow"), "")
     if not {manifests.CONTENT_ID, manifests.IMAGE_ID} <= set(annotations):
         return None
-    return Image(reference, annotations[manifests.CONTENT_ID], annotations[manifests.IMAGE_ID])
+    template = live["spec"]["template"]
+    airflow: Object = next((item for item in containers if item["name"] == "airflow"), {})
+    variables = {item["name"]: item.get("value", "") for item in airflow.get("env", [])}
+    return Image(
+        reference,
+        annotations[manifests.CONTENT_ID],
+        annotations[manifests.IMAGE_ID],
+        (template["metadata"].get("annotations") or {}).get(manifests.RUNTIME_ID, ""),
+        int(variables.get(manifests.DEPLOYED_AT) or 0),
+    )
 
 
 def _apply(
-    session: Session, image: Image, found: _Found, progress: Progress, *, force: bool
+    session: Session, bodies: list[Object], found: _Found, progress: Progress, options: UpOptions
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Bring the objects to their state; return what happened to each, and the secret values."""
-    cluster, names, settings = session.cluster, session.names, session.settings
+    """Bring the objects around the pod to their state; return what happened to each, and the secret values."""
+    cluster, names = session.cluster, session.names
+    changes: dict[str, str] = {}
     with progress.step("Objects") as step:
-        changes: dict[str, str] = {}
         if not found.namespace_exists:
             changes[f"Namespace {names.namespace}"] = "created"
         changes[f"Secret {names.secret}"], secret = objects.ensure_secret(cluster, names)
-        for body in _objects(session, image, found):
-            what = f"{body['kind']} {body['metadata']['name']}"
-            changes[what] = objects.ensure(
-                cluster, names, body, step=step, force=force, timeout=settings.timeouts.delete
-            )
-        different = [f"{what} {how}" for what, how in changes.items() if how != "unchanged"]
-        step.done(", ".join(different) or "unchanged")
+        for body in bodies:
+            changes[_named(body)] = _ensure(session, body, step, options)
+        step.done(_told(changes))
     return changes, secret
+
+
+def _apply_stateful_set(session: Session, body: Object, progress: Progress, options: UpOptions) -> dict[str, str]:
+    """Record what is to run."""
+    with progress.step("StatefulSet") as step:
+        changes = {_named(body): _ensure(session, body, step, options)}
+        step.done(_told(changes))
+    return changes
+
+
+def _ensure(session: Session, body: Object, step: Step, options: UpOptions) -> str:
+    timeout = session.settings.timeouts.delete
+    return objects.ensure(
+        session.cluster, session.names, body, step=step, force=options.force_conflicts, timeout=timeout
+    )
+
+
+def _named(body: Object) -> str:
+    return f"{body['kind']} {body['metadata']['name']}"
+
+
+def _told(changes: dict[str, str]) -> str:
+    return ", ".join(f"{what} {how}" for what, how in changes.items() if how != "unchanged") or "unchanged"
+
+
+def _pod_that_takes_content(session: Session, stateful_set: Object, found: _Found, options: UpOptions) -> Object | None:
+    """The ready pod, if the StatefulSet will describe it but for the DAG content; None: it has to be replaced."""
+    cluster, names = session.cluster, session.names
+    if options.replace or found.live is None or found.pod is None:
+        return None
+    pod = cluster.get(POD, names.namespace, names.pod)
+    if pod is None or not diagnosis.diagnose(pod).ready:
+        return None
+    try:
+        planned = objects.preview(cluster, names, stateful_set, force=options.force_conflicts)
+    except ApiError as error:
+        if error.status == 422:  # an immutable field: the StatefulSet will be made again
+            return None
+        raise
+    fits = objects.takes_content(cluster, names, pod, planned["spec"]["template"])
+    return pod if fits else None
+
+
+def _switch(session: Session, hot: HotDeploy, image: Image, pod: Object, progress: Progress) -> Live:
+    """Make the content live while the node pulls the image."""
+    cluster, names, timeouts = session.cluster, session.names, session.settings.timeouts
+    with progress.step("DAG content") as step, ThreadPoolExecutor(max_workers=1) as pool:
+        pulling = pool.submit(image_pull.ensure_pulled, cluster, names, image.reference, pod, timeout=timeouts.ready)
+        live = hot.switch(image.deployed_at, timeout=timeouts.live)
+        step.update("waiting for the node to pull the image")
+        if warning := pulling.result():
+            progress.warning(warning)
+        step.done(f"live after {live.seconds:.1f} s, {live.parsed} file(s) parsed, nothing restarted")
+    return live
+
+
+def _content_outcome(rolled: str, switched: Live | None) -> str:
+    if rolled != "kept":
+        return "with the pod"
+    return "unchanged" if switched is None else "switched"
 
 
 def _objects(session: Session, image: Image, found: _Found) -> list[Object]:
@@ -362,22 +541,59 @@ def _objects(session: Session, image: Image, found: _Found) -> list[Object]:
     return bodies
 
 
-def _roll_out(session: Session, changes: dict[str, str], progress: Progress) -> tuple[Object, str]:
-    """Have a ready pod of the newest revision; return it, and whether it was kept, replaced or created."""
+def _roll_out(
+    session: Session, changes: dict[str, str], secret: dict[str, str], progress: Progress, options: UpOptions
+) -> tuple[Object, str, tuple[RunningTask, ...]]:
+    """Have a ready pod of the newest revision.
+
+    Returns:
+        The pod; whether it was kept, replaced, started or created; and the tasks that were cut off.
+    """
     cluster, names, timeouts = session.cluster, session.names, session.settings.timeouts
+    interrupted: tuple[RunningTask, ...] = ()
     with progress.step("Pod") as step:
         live = cluster.get(STATEFUL_SET, names.namespace, names.name) or {}
         revision = rollout.wait_revision(
             cluster, names, generation=int(live["metadata"]["generation"]), timeout=timeouts.delete
         )
-        before = objects.ensure_pod_of_revision(
-            cluster, names, revision, step=step, timeout=timeouts.delete + manifests.GRACE_SECONDS
-        )
+        pod = cluster.get(POD, names.namespace, names.pod)
+        if pod is None or pod["metadata"].get("deletionTimestamp"):
+            outcome = "created" if changes.get(f"StatefulSet {names.name}") == "created" else "started"
+        elif options.replace or objects.has_to_go(pod, revision):
+            interrupted = _stop(session, pod, secret, step, options)
+            outcome = "replaced"
+        else:
+            outcome = "kept"
         pod = rollout.wait_ready(cluster, names, revision=revision, timeout=timeouts.ready, step=step)
-        created = before != "replaced" and changes.get(f"StatefulSet {names.name}") == "created"
-        outcome = "created" if created else "started" if before == "awaited" else before
         step.done(f"{names.pod} {outcome}" if outcome != "kept" else f"{names.pod} is ready")
-    return pod, outcome
+    if interrupted:
+        progress.warning(
+            f"{len(interrupted)} running task(s) were cut off and start over: {', '.join(map(str, interrupted))}"
+        )
+    return pod, outcome, interrupted
+
+
+def _stop(
+    session: Session, pod: Object, secret: dict[str, str], step: Step, options: UpOptions
+) -> tuple[RunningTask, ...]:
+    """Stop the pod; one whose Airflow does not run has nothing to be waited for."""
+    cluster, names = session.cluster, session.names
+    step.update(f"stopping pod {names.pod}")
+    if diagnosis.diagnose(pod).ready:
+        return draining.stop_pod(
+            cluster,
+            names,
+            pod,
+            target=session.target,
+            login=(credentials.ADMIN_USER, secret[credentials.ADMIN_PASSWORD]),
+            now=options.now,
+            step=step,
+        )
+    uid = pod["metadata"]["uid"]
+    cluster.delete(POD, names.namespace, names.pod, uid=uid)
+    timeout = session.settings.timeouts.delete + manifests.grace_seconds(pod)
+    rollout.wait_deleted(cluster, names.namespace, POD, names.pod, uid=uid, timeout=timeout, step=step)
+    return ()
 
 
 def _ensure_forward(session: Session) -> str:
@@ -468,7 +684,7 @@ def down(session: Session, progress: Progress, *, purge: bool) -> DownReport:
                     POD,
                     names.pod,
                     uid=pod["metadata"]["uid"],
-                    timeout=timeouts.delete + manifests.GRACE_SECONDS,
+                    timeout=timeouts.delete + manifests.grace_seconds(pod),
                     step=step,
                 )
                 removed.append(f"pod {names.pod}")
@@ -518,6 +734,48 @@ def _is_ours(pod: Object, names: Names) -> bool:
     return all(labels.get(key) == value for key, value in names.selector.items())
 
 
+def sync(project: Path, settings: Settings, progress: Progress) -> SyncReport:
+    """Bring the project's DAG content into the running pod, once; its image stays as it is.
+
+    Raises:
+        RolloutError: there is no ready pod.
+        GateError: the DAGs do not import; what was live stays live.
+        SyncError: the pod cannot take the content.
+    """
+    from airflow_deployer import content_sync
+
+    content = read_project(project, settings.project)
+    session = connect(settings)
+    cluster, names = session.cluster, session.names
+    pod = cluster.get(POD, names.namespace, names.pod)
+    found = diagnosis.diagnose(pod, stateful_set=names.name)
+    if pod is None or not found.ready:
+        raise RolloutError(
+            f"Cannot sync to {names.name} in namespace {names.namespace!r}: {found.summary.rstrip('.')}.",
+            hint="deployer up   deploys it",
+        )
+    with lease.held(cluster, names.namespace, names.lease, labels=names.labels, doing="sync"):
+        with progress.step("Sync") as step:
+            result = content_sync.sync_once(session.context, names, content, on_event=step.update)
+            step.done(f"live after {result.live_seconds:.2f} s" if result.changed else "nothing to do")
+        deployed = _deployed_image(cluster.get(STATEFUL_SET, names.namespace, names.name))
+    return SyncReport(
+        context=session.context.name,
+        namespace=names.namespace,
+        name=names.name,
+        content_id=result.live_id,
+        changed=result.changed,
+        seconds={
+            "stage": result.stage_seconds,
+            "check": result.check_seconds,
+            "live": result.live_seconds,
+        },
+        parsed=result.parsed,
+        import_errors=result.import_errors,
+        in_image=deployed is not None and deployed.content_id == result.live_id,
+    )
+
+
 def status(settings: Settings, *, show_password: bool) -> StatusReport:
     """Look at everything without changing anything."""
     session = connect(settings)
@@ -527,6 +785,7 @@ def status(settings: Settings, *, show_password: bool) -> StatusReport:
         "pod": lambda: cluster.get(POD, names.namespace, names.pod),
         "claim": lambda: cluster.get(CLAIM, names.namespace, names.claim),
         "secret": lambda: cluster.get(SECRET, names.namespace, names.secret),
+        "content": lambda: _live_content(session),
     }
     with ThreadPoolExecutor(max_workers=len(reads)) as pool:
         futures = {name: pool.submit(read) for name, read in reads.items()}
@@ -551,6 +810,7 @@ def status(settings: Settings, *, show_password: bool) -> StatusReport:
         "problem": found.summary if not found.ready else "",
         "image": image.reference if image else "",
         "content_id": image.content_id if image else "",
+        "live_content_id": (seen["content"] or {}).get("live") or None,
         "airflow_version": seen["stateful_set"]["metadata"]["labels"].get("app.kubernetes.io/version", ""),
         "containers": _containers(seen["pod"]),
         "url": forward,
@@ -637,7 +897,7 @@ def render(project: Path, settings: Settings, progress: Progress) -> list[Object
         reference = existing.deployed if existing else f"{found.registry.pull}/{plan.dag_repository}:{plan.dag_tag}"
         if existing is None:
             progress.warning(f"{reference} is not built yet: `up` will refer to it by digest")
-        image = Image(reference, content_id=content.content_id, image_id=plan.dag_tag)
+        image = _new_image(session, plan, reference, image)
     secret = manifests.make_secret(session.names, dict.fromkeys(credentials.KEYS, ""))
     bodies = [manifests.make_namespace(session.names.namespace), secret, *_objects(session, image, found)]
     for body in bodies:

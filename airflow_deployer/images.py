@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +101,7 @@ class ImagePlan:
         base_files: its build context.
         dag_repository: where the DAG image is.
         dag_tag: its tag: the content id and an id of all its inputs.
+        runtime_id: an id of its inputs without the DAG content.
         content: the project's files.
         ready_base: the ready-made base image of `images.base`; then nothing else about the base counts.
     """
@@ -113,6 +114,7 @@ class ImagePlan:
     base_files: tuple[File, ...]
     dag_repository: str
     dag_tag: str
+    runtime_id: str
     content: ProjectContent
     ready_base: ImageRef | None = None
 
@@ -157,6 +159,7 @@ def plan_images(settings: Settings, content: ProjectContent, address: RegistryAd
         base_files=base_files,
         dag_repository=settings.dag_repository,
         dag_tag=content.image_tag(dag_dockerfile(base_identity, content), platform),
+        runtime_id=content.runtime_id(dag_dockerfile(base_identity, content), platform),
         content=content,
         ready_base=ready,
     )
@@ -198,9 +201,18 @@ def ensure_base_image(engine: Engine, registry: Registry, plan: ImagePlan, progr
 
 
 def ensure_dag_image(
-    engine: Engine, registry: Registry, plan: ImagePlan, base: ImageRef, settings: Settings, progress: Progress
+    engine: Engine,
+    registry: Registry,
+    plan: ImagePlan,
+    base: ImageRef,
+    settings: Settings,
+    progress: Progress,
+    check: Callable[[str], GateReport | None],
 ) -> DagImage:
     """Have the DAG image in the registry: found, or built, its DAGs imported while it is pushed, and tagged.
+
+    Args:
+        check: imports the DAGs, given the image's id; returns None where they were imported already.
 
     Raises:
         DockerError: it could not be built, or its check could not be run.
@@ -228,8 +240,9 @@ def ensure_dag_image(
         )
         step.done(f"{len(plan.content.files)} files, content {plan.content.content_id[:CONTENT_TAG_LENGTH]}")
     with _Push(engine, name, progress) as push:
-        report = check_imports(engine, image, settings, progress)
-        report.raise_for_errors()
+        report = check(image)
+        if report is not None:
+            report.raise_for_errors()
         digest = push.digest() or _pushed_digest(registry, plan.dag_repository, f"{plan.dag_tag}{UNCHECKED_SUFFIX}")
     registry.put_tag(plan.dag_repository, digest, plan.dag_tag)
     return DagImage(ImageRef(plan.address, plan.dag_repository, plan.dag_tag, digest), report)

@@ -6,6 +6,7 @@ octal mode as a number), so that applying the same values twice changes nothing.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ MANAGED_BY = "airflow-deployer"
 CONTENT_ID = "airflow-deployer/content-id"
 IMAGE_ID = "airflow-deployer/image-id"
 VERSION = "airflow-deployer/version"
+RUNTIME_ID = "airflow-deployer/runtime-id"
+"""Annotation of the pod template: the id of everything in the image that is not DAG content."""
 
 # Of the container `airflow`; these and its image are all that a change of DAG content alone changes in the template.
 IMAGE_CONTENT_ID = "AIRFLOW_DEPLOYER_CONTENT_ID"
@@ -27,10 +30,11 @@ AIRFLOW_UID = 50000
 POSTGRES_UID = 999
 API_PORT = airflow_settings.API_PORT
 PROBE_PORT = 8081
+CONTENT_PATH = "/content"
+"""At the probe port: the supervisor's answer to what DAG content is live."""
 
-# Long enough for a running task that may be waited for, the API server's own stop and the database's last checkpoint.
-GRACE_SECONDS = 120
-STOP_SECONDS = 60
+# On top of `timeouts.drain`: for the API server's own stop and the database's last checkpoint.
+_STOP_SECONDS = 60
 
 _RUN = "/run/airflow-deployer"
 _VOLUME = "/var/lib/postgresql/volume"
@@ -45,7 +49,7 @@ _POSTGRES = (
 
 # Both containers get SIGTERM in any order. The supervisor holds this lock for as long as it lives, so Postgres stays
 # until Airflow has stopped, or has died in whatever way.
-_POSTGRES_PRE_STOP = f"flock --timeout {GRACE_SECONDS - 20} {_RUN}/supervisor.lock true; true"
+_POSTGRES_PRE_STOP = f"flock --timeout SECONDS {_RUN}/supervisor.lock true; true"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,11 @@ class Names:
         return f"{MANAGED_BY}-{self.name}"
 
     @property
+    def pull_pod(self) -> str:
+        """The short-lived pod that has the node pull an image."""
+        return f"{self.name}-image-pull"
+
+    @property
     def labels(self) -> dict[str, str]:
         """The recommended labels (https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/)."""
         return {
@@ -103,6 +112,7 @@ class Image:
         reference: `registry/repository@sha256:...` as the node pulls it.
         content_id: the id of the DAG content.
         image_id: the id of everything that the image was built from.
+        runtime_id: the id of everything in it that is not DAG content; the pod is replaced when it changes.
         deployed_at: seconds since the epoch by the API server's clock when `up` deployed it; it grows, so that the
             pod can tell a newer image from a restart with an older one.
     """
@@ -110,7 +120,13 @@ class Image:
     reference: str
     content_id: str
     image_id: str
+    runtime_id: str = ""
     deployed_at: int = 0
+
+
+def grace_seconds(pod: Object) -> int:
+    """How long the pod may take to stop (`spec.terminationGracePeriodSeconds`)."""
+    return int(pod["spec"].get("terminationGracePeriodSeconds") or 30)
 
 
 def make_namespace(namespace: str) -> Object:
@@ -191,10 +207,11 @@ def make_stateful_set(
         postgres_image: the reference of the database's image as the node pulls it.
         pull_secret: the name of the registry login to use, if one is needed.
     """
+    drain = int(settings.timeouts.drain)
     pod_spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": drain + _STOP_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
             "fsGroup": AIRFLOW_UID,
@@ -203,7 +220,7 @@ def make_stateful_set(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [
-            _postgres(postgres_image, settings.resources.postgres),
+            _postgres(postgres_image, settings.resources.postgres, wait=drain + _STOP_SECONDS - 20),
             _airflow(image, settings),
         ],
         "volumes": [
@@ -233,7 +250,10 @@ def make_stateful_set(
             "template": {
                 "metadata": {
                     "labels": names.labels | {"app.kubernetes.io/version": settings.airflow.version},
-                    "annotations": {"kubectl.kubernetes.io/default-container": "airflow"},
+                    "annotations": {
+                        "kubectl.kubernetes.io/default-container": "airflow",
+                        RUNTIME_ID: image.runtime_id,
+                    },
                 },
                 "spec": pod_spec,
             },
@@ -241,7 +261,67 @@ def make_stateful_set(
     }
 
 
-def _postgres(image: str, resources: ContainerResources) -> Object:
+def make_pull_pod(names: Names, image: str, *, node: str, pull_secrets: list[Object]) -> Object:
+    """A pod that does nothing but need the image, on that node.
+
+    Args:
+        node: its name; the scheduler is not asked.
+        pull_secrets: `spec.imagePullSecrets` of the deployment's pod.
+    """
+    labels = names.labels | {"app.kubernetes.io/name": "image-pull"}
+    spec: Object = {
+        "nodeName": node,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": 600,
+        "terminationGracePeriodSeconds": 0,
+        "tolerations": [{"operator": "Exists"}],
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [
+            {
+                "name": "pull",
+                "image": image,
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["true"],
+                "securityContext": _restricted(AIRFLOW_UID),
+                "resources": {
+                    "requests": {"cpu": "1m", "memory": "16Mi"},
+                    "limits": {"cpu": "1", "memory": "64Mi"},
+                },
+            }
+        ],
+    }
+    if pull_secrets:
+        spec["imagePullSecrets"] = pull_secrets
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": names.pull_pod, "namespace": names.namespace, "labels": labels},
+        "spec": spec,
+    }
+
+
+def same_but_for_content(one: Object, other: Object) -> bool:
+    """Whether two pod templates differ in nothing but the DAG content: what a running pod can take in."""
+    return _without_content(one) == _without_content(other)
+
+
+def _without_content(template: Object) -> Object:
+    stripped = copy.deepcopy(template)
+    # A ControllerRevision holds the template as a patch.
+    stripped.pop("$patch", None)
+    for container in stripped["spec"]["containers"]:
+        if container["name"] == "airflow":
+            container.pop("image", None)
+            container["env"] = [
+                item for item in container.get("env", []) if item["name"] not in (IMAGE_CONTENT_ID, DEPLOYED_AT)
+            ]
+    return stripped
+
+
+def _postgres(image: str, resources: ContainerResources, *, wait: int) -> Object:
+    pre_stop = _POSTGRES_PRE_STOP.replace("SECONDS", str(wait))
     data = f"{_VOLUME}/data"
     ready = ["pg_isready", "--quiet", "--host=127.0.0.1", f"--username={credentials.POSTGRES_USER}"]
     container = {
@@ -258,7 +338,7 @@ def _postgres(image: str, resources: ContainerResources) -> Object:
                 "PGDATA": data,
             }
         ),
-        "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", _POSTGRES_PRE_STOP]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", pre_stop]}}},
         "readinessProbe": {
             "exec": {"command": ready},
             "periodSeconds": 10,
@@ -280,7 +360,7 @@ def _postgres(image: str, resources: ContainerResources) -> Object:
 
 def _airflow(image: Image, settings: Settings) -> Object:
     variables = airflow_settings.environment(settings.airflow.environment()) | {
-        "AIRFLOW_DEPLOYER_STOP_SECONDS": str(STOP_SECONDS),
+        "AIRFLOW_DEPLOYER_STOP_SECONDS": str(int(settings.timeouts.drain)),
         IMAGE_CONTENT_ID: image.content_id,
         DEPLOYED_AT: str(image.deployed_at),
     }

@@ -12,10 +12,10 @@ from typing import Literal
 
 from airflow_deployer import credentials, manifests, rollout
 from airflow_deployer.cluster import (
+    CONTROLLER_REVISION,
     FIELD_MANAGER,
     KINDS,
     NAMESPACE,
-    POD,
     SECRET,
     STATEFUL_SET,
     ApiError,
@@ -94,6 +94,35 @@ def ensure(cluster: Cluster, names: Names, body: Object, *, step: Step, force: b
     return "changed" if live is not None else "created"
 
 
+def preview(cluster: Cluster, names: Names, body: Object, *, force: bool) -> Object:
+    """What applying `body` would result in; nothing is changed.
+
+    Raises:
+        ClusterError: another manager holds a field that we set, named with its manager.
+        ApiError: the API server would refuse it (422: an immutable field).
+    """
+    kind = KINDS[body["kind"]]
+    try:
+        return cluster.apply(kind, names.namespace, body, dry_run=True, force=force)
+    except ApiError as error:
+        if error.status == 409 and not force:
+            raise _conflict(body["kind"], body["metadata"]["name"], error) from error
+        raise
+
+
+def takes_content(cluster: Cluster, names: Names, pod: Object, template: Object) -> bool:
+    """Whether the running pod differs from a pod of `template` in nothing but the DAG content.
+
+    What it was made from is kept by Kubernetes in a ControllerRevision, which the pod names in the label
+    `controller-revision-hash`.
+    """
+    name = pod["metadata"].get("labels", {}).get("controller-revision-hash", "")
+    revision = cluster.get(CONTROLLER_REVISION, names.namespace, name) if name else None
+    if revision is None:
+        return False
+    return manifests.same_but_for_content(revision["data"]["spec"]["template"], template)
+
+
 def same(live: Object, planned: Object) -> bool:
     """Tell whether a dry run would change anything but what the server itself keeps."""
     return _own_part(live) == _own_part(planned)
@@ -125,25 +154,14 @@ def _conflict(kind: str, name: str, error: ApiError) -> ClusterError:
 _BACK_OFF_REASONS = frozenset({"CrashLoopBackOff", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"})
 
 
-def ensure_pod_of_revision(
-    cluster: Cluster, names: Names, revision: str, *, step: Step, timeout: float
-) -> Literal["kept", "replaced", "awaited"]:
-    """Make way for a pod of the revision: delete the one of an older revision, or one that cannot come up by itself.
+def has_to_go(pod: Object, revision: str) -> bool:
+    """Whether the pod must make way: it is of an older revision, or cannot come up by itself.
 
-    Kubernetes does neither: with `OnDelete` it waits for us, and even a rolling update leaves a broken pod in place
-    (kubernetes issue 67250). Never a forced deletion: two pods must not share the volume.
+    Kubernetes sees to neither: with `OnDelete` it waits for us, and even a rolling update leaves a broken pod in place
+    (kubernetes issue 67250).
     """
-    pod = cluster.get(POD, names.namespace, names.pod)
-    if pod is None or pod["metadata"].get("deletionTimestamp"):
-        return "awaited"
     stale = pod["metadata"].get("labels", {}).get("controller-revision-hash") != revision
-    if not stale and not _stuck(pod):
-        return "kept"
-    uid = pod["metadata"]["uid"]
-    step.update(f"stopping pod {names.pod}")
-    cluster.delete(POD, names.namespace, names.pod, uid=uid)
-    rollout.wait_deleted(cluster, names.namespace, POD, names.pod, uid=uid, timeout=timeout, step=step)
-    return "replaced"
+    return stale or _stuck(pod)
 
 
 def _stuck(pod: Object) -> bool:

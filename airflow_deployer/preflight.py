@@ -13,6 +13,7 @@ from typing import Any
 
 from airflow_deployer.cluster import (
     CLAIM,
+    CONTROLLER_REVISION,
     EVENT,
     LEASE,
     NAMESPACE,
@@ -38,7 +39,10 @@ _UP_NEEDS: tuple[tuple[str, Kind, str], ...] = (
     *((verb, CLAIM, "") for verb in ("get", "list", "watch", "create", "patch")),
     *((verb, SERVICE, "") for verb in ("get", "create", "patch")),
     *((verb, SECRET, "") for verb in ("get", "create", "patch")),
-    *((verb, POD, "") for verb in ("get", "list", "watch", "delete")),
+    *((verb, POD, "") for verb in ("get", "list", "watch", "create", "delete")),
+    ("create", POD, "exec"),
+    ("get", POD, "exec"),
+    ("get", CONTROLLER_REVISION, ""),
     ("get", POD, "log"),
     ("create", POD, "portforward"),
     ("get", POD, "portforward"),

@@ -25,7 +25,9 @@ class UpReport:
 
     Attributes:
         changes: object (`StatefulSet airflow`) to what happened to it; unchanged ones are left out.
-        pod: kept, replaced or created.
+        pod: kept, replaced, started or created.
+        content: unchanged, switched (in the running pod, nothing restarted) or "with the pod".
+        interrupted: running tasks that were cut off and start over.
         dags: the number of DAGs that Airflow lists.
         import_errors: what Airflow could not import.
         steps: seconds by step.
@@ -40,6 +42,8 @@ class UpReport:
     airflow_version: str
     changes: dict[str, str]
     pod: str
+    content: str
+    interrupted: tuple[str, ...]
     dags: int
     import_errors: tuple[ImportErrorReport, ...]
     warnings: tuple[str, ...]
@@ -54,12 +58,13 @@ class UpReport:
         """The report for a person."""
         changed = ", ".join(f"{what} {how}" for what, how in self.changes.items())
         pod = "" if self.pod == "kept" else f"pod {self.pod}"
+        content = "DAG content switched in the running pod" if self.content == "switched" else ""
         times = ", ".join(f"{title} {seconds:.1f} s" for title, seconds in self.steps.items() if seconds >= 0.05)
         lines = [
             ("Airflow", f"{self.airflow_version}, {_count(self.dags, 'DAG')}, healthy"),
             ("where", f"{self.name} in namespace {self.namespace}, context {self.context}"),
             ("content", self.content_id[:12]),
-            ("changed", "; ".join(filter(None, (changed, pod))) or "nothing"),
+            ("changed", "; ".join(filter(None, (changed, content, pod))) or "nothing"),
             ("took", f"{sum(self.steps.values()):.1f} s: {times}"),
         ]
         if self.import_errors:
@@ -67,6 +72,47 @@ class UpReport:
         if self.url:
             lines.append(("URL", self.url))
             lines.append(("login", "admin; the password: deployer status --show-password"))
+        return lines
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What `deployer sync` did.
+
+    Attributes:
+        content_id: what is live now.
+        changed: False when it was live before.
+        seconds: by part: stage, check, live.
+        parsed: the number of DAG files that Airflow parsed for it.
+        in_image: whether an image holds this content, so that even a lost volume could not lose it.
+    """
+
+    context: str
+    namespace: str
+    name: str
+    content_id: str
+    changed: bool
+    seconds: dict[str, float]
+    parsed: int
+    import_errors: tuple[ImportErrorReport, ...]
+    in_image: bool
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
+        return asdict(self)
+
+    def lines(self) -> Lines:
+        """The report for a person."""
+        short = self.content_id[:12]
+        if not self.changed:
+            lines = [("content", f"{short} was live already")]
+        else:
+            times = ", ".join(f"{title} {seconds:.2f} s" for title, seconds in self.seconds.items())
+            lines = [("content", f"{short} is live, {_count(self.parsed, 'file')} parsed"), ("took", times)]
+        if self.import_errors:
+            lines.append(("errors", "\n".join(f"{error.file}: {error.cause}" for error in self.import_errors)))
+        if not self.in_image:
+            lines.append(("image", "has older content; deployer up   makes this permanent"))
         return lines
 
 
@@ -111,6 +157,8 @@ class StatusReport:
         deployed: whether there is a StatefulSet at all.
         ready: whether its pod is ready.
         problem: why it is not, as the diagnosis says.
+        content_id: of the DAG content in the image that `up` deployed.
+        live_content_id: of what Airflow runs now; another one after a sync. None when the pod does not tell.
         components: Airflow's component to its health (`healthy`, `unhealthy`, or None when it has none).
         password: the admin user's, only when it was asked for.
     """
@@ -123,6 +171,7 @@ class StatusReport:
     problem: str = ""
     image: str = ""
     content_id: str = ""
+    live_content_id: str | None = None
     airflow_version: str = ""
     containers: tuple[ContainerReport, ...] = ()
     components: dict[str, str | None] = field(default_factory=dict)
@@ -145,6 +194,17 @@ class StatusReport:
             del document["password"]
         return document
 
+    def _content(self) -> str:
+        deployed = self.content_id[:12]
+        if self.live_content_id is None:
+            return f"{deployed} in the image"
+        if self.live_content_id == self.content_id:
+            return f"{deployed}, live and in the image"
+        return (
+            f"{self.live_content_id[:12]} is live and in no image yet, the image has {deployed}; "
+            "deployer up   makes it permanent"
+        )
+
     def lines(self) -> Lines:
         """The report for a person."""
         where = f"{self.name} in namespace {self.namespace}, context {self.context}"
@@ -156,7 +216,7 @@ class StatusReport:
             ("where", where),
             ("Airflow", f"{self.airflow_version}" + (f", {_count(self.dags, 'DAG')}" if self.dags is not None else "")),
             ("image", self.image),
-            ("content", self.content_id[:12]),
+            ("content", self._content()),
         ]
         lines += [
             (container.name, f"{container.state}, {_count(container.restarts, 'restart')}")

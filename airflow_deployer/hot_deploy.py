@@ -1,0 +1,133 @@
+"""New DAG content in the running pod while its image is built: staged and imported early, switched to at the end.
+
+In a thread of its own, because the exec stream lives on asyncio and the rest of `up` does not. Nothing that is live
+changes before `switch`; whatever fails before it leaves the old content live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, TimeoutError
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_deployer.content import ProjectContent
+from airflow_deployer.errors import SyncError
+from airflow_deployer.kube_context import KubeContext
+from airflow_deployer.manifests import Names
+
+if TYPE_CHECKING:
+    from airflow_deployer.content_sync import ContentChannel, Live
+    from airflow_deployer.gate import GateReport
+
+T = TypeVar("T")
+
+REPLACE_HINT = "deployer up --replace   replaces the pod instead, after running tasks have ended"
+
+
+class HotDeploy:
+    """One content on its way into the pod; made by `begun`."""
+
+    def __init__(self, channel: ContentChannel, content: ProjectContent, submit: Callable[..., Future[Any]]) -> None:
+        self._channel = channel
+        self._content = content
+        self._submit = submit
+        self._prepared: Future[GateReport | None] = submit(self._prepare())
+
+    async def _prepare(self) -> GateReport | None:
+        await self._channel.connect()
+        if (await self._channel.state()).live == self._content.content_id:
+            return None
+        await self._channel.stage(self._content)
+        return await self._channel.check()
+
+    def report(self, timeout: float) -> GateReport | None:
+        """Wait for what the warm import check says; None when the pod serves this content already.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            SyncError: the pod cannot take the content, or is too slow.
+        """
+        return _result(self._prepared, timeout, "checked the new content")
+
+    def switch(self, deployed_at: int, timeout: float) -> Live:
+        """Make the content live and wait until Airflow has parsed it.
+
+        Args:
+            deployed_at: `manifests.Image.deployed_at` of the image that holds it.
+            timeout: seconds that Airflow gets.
+
+        Raises:
+            SyncError: it could not be switched, or Airflow did not parse it in time.
+        """
+        switching: Future[Live] = self._submit(self._switch(deployed_at, timeout))
+        return _result(switching, timeout + 10.0, "parsed the new content")
+
+    async def _switch(self, deployed_at: int, timeout: float) -> Live:
+        if self._prepared.result() is None:
+            await self._channel.stage(self._content)
+        return await self._channel.switch(self._content, deployed_at=deployed_at, timeout=timeout)
+
+
+@contextmanager
+def begun(context: KubeContext, names: Names, content: ProjectContent) -> Iterator[HotDeploy]:
+    """Begin to stage and check the content in the pod, for the time of the block.
+
+    Args:
+        context: where the pod is.
+        names: its deployment.
+        content: what is to become live.
+    """
+    from airflow_deployer.api_streams import ApiServer
+    from airflow_deployer.content_sync import ContentChannel
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="hot deploy", daemon=True)
+    thread.start()
+
+    def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, loop)
+
+    async def make() -> tuple[ApiServer, ContentChannel]:
+        api = ApiServer(context.name, context.kubeconfig)
+        await api.load()
+        return api, ContentChannel(api, names)
+
+    async def end() -> None:
+        await channel.close()
+        await api.close()
+        # Transports let go of their sockets in the loop's next turns.
+        await asyncio.sleep(0.01)
+
+    api, channel = submit(make()).result()
+    try:
+        yield HotDeploy(channel, content, submit)
+    finally:
+        with suppress(Exception):
+            submit(end()).result(timeout=5.0)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=5.0)
+        if not thread.is_alive():
+            loop.close()
+
+
+def _result(future: Future[T], timeout: float, done: str) -> T:
+    from airflow_deployer.api_streams import RefusedError, UnavailableError
+
+    try:
+        return future.result(timeout=timeout)
+    except TimeoutError:
+        future.cancel()
+        raise SyncError(
+            f"The pod has not {done} after {timeout:.0f} s; what was live is live.", kind="timeout", hint=REPLACE_HINT
+        ) from None
+    except (UnavailableError, RefusedError) as error:
+        raise SyncError(
+            f"The running pod cannot take the new content: {error}.", kind="unavailable", hint=REPLACE_HINT
+        ) from None
+    except SyncError as error:
+        raise SyncError(error.message, kind=error.kind, hint=error.hint or REPLACE_HINT) from None
