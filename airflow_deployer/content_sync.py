@@ -262,7 +262,7 @@ class ContentChannel:
 
 
 def sync_once(context: KubeContext, names: Names, content: ProjectContent, *, on_event: OnEvent) -> SyncResult:
-    """One round in a loop of its own; raises as `ContentChannel.sync`, and `SyncError` when the pod cannot be reached."""
+    """One round in a loop of its own; raises as `ContentChannel.sync`, a pod out of reach is a `SyncError` too."""
 
     async def run() -> SyncResult:
         api = ApiServer(context.name, context.kubeconfig)

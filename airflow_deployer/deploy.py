@@ -221,7 +221,7 @@ def complain_of_import_errors(report: UpReport | SyncReport) -> None:
         raise AirflowError(
             f"Airflow runs, but cannot import {len(report.import_errors)} DAG file(s).",
             details=[f"{error.file}: {error.cause}" for error in report.import_errors],
-            hint=f"make what the file asks for (a Variable or Connection: in the web UI), "
+            hint="make what the file asks for (a Variable or Connection: in the web UI), "
             "or mend it and run deployer up",
         )
 

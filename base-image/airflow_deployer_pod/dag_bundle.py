@@ -1,0 +1,106 @@
+"""The DAG bundle that serves the content on the volume: every run finishes on the version that it began with.
+
+Configured as the only bundle, by the name `dags`. Its versions are those of `content_store`. Without a version it is
+what is live, looked up by `initialize` and `refresh` and kept until the next one, so that nobody sees half a switch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from airflow.dag_processing.bundles.base import BaseDagBundle, BundleVersion
+
+from airflow_deployer_pod.content_store import CONTENT_FOLDER, TOP_FOLDERS, Store
+
+
+class ContentBundle(BaseDagBundle):  # type: ignore[misc]
+    """The DAG content of one version, or of the live one.
+
+    Args:
+        content: the folder of the content store.
+        arguments: what Airflow gives every bundle: `name`, `version`, `refresh_interval`, `view_url_template`.
+    """
+
+    supports_versioning = True
+
+    def __init__(self, *, content: str | Path = CONTENT_FOLDER, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.store = Store(Path(content))
+        self._found: str | None = None
+
+    def initialize(self) -> None:
+        """Find the version, and have this process import the project's modules from it.
+
+        Raises:
+            RuntimeError: the version is not on the volume (any more), or the volume holds no content at all.
+        """
+        if self.version is None:
+            self._resolve()
+        elif not (self.store.root(self.version) / "dags").is_dir():
+            raise RuntimeError(
+                f"The version {self.version} of the DAG bundle {self.name!r}, which this run began with, is no longer "
+                "on the volume. Clear the run with the option to run it on the latest version, or trigger a new run."
+            )
+        use_root(self.path.parent, self.store)
+        super().initialize()
+
+    def refresh(self) -> None:
+        """Follow a switch that has happened since.
+
+        Raises:
+            RuntimeError: this is one version of the bundle, which never changes.
+        """
+        if self.version is not None:
+            raise RuntimeError(f"The version {self.version} of the DAG bundle {self.name!r} does not change.")
+        self._resolve()
+        use_root(self.path.parent, self.store)
+
+    def _resolve(self) -> None:
+        found = self.store.live_version()
+        if found is None:
+            raise RuntimeError(f"There is no DAG content in {self.store.folder}. Run `deployer up` again.")
+        self._found = found
+
+    @property
+    def path(self) -> Path:
+        """The DAG folder of the version; before `initialize`, of what is live."""
+        version = self.version or self._found or self.store.live_version()
+        return self.store.root(version) / "dags" if version else self.store.current / "dags"
+
+    def get_current_version(self) -> BundleVersion | None:
+        """The version that `path` is in."""
+        version = self.version or self._found or self.store.live_version()
+        return BundleVersion(version=version) if version else None
+
+
+def use_root(root: Path, store: Store) -> None:
+    """Import the project's modules (`include.shop`, or `shop` in `dags/`) from one version, and from no other.
+
+    Every other entry of `sys.path` through which `include` or `dags` of any version could be found goes: `include` is
+    mostly a namespace package, which Python puts together from all entries that have a folder of that name. Programs
+    that a task starts are given the same by PYTHONPATH.
+    """
+    first = str(root)
+    sys.path[:] = [first, *(entry for entry in sys.path if not _leads_to_content(entry, store))]
+    others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    kept = [entry for entry in others if not _leads_to_content(entry, store)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([first, *kept])
+    importlib.invalidate_caches()
+
+
+def _leads_to_content(entry: str, store: Store) -> bool:
+    """Whether modules of some version are found through an entry of `sys.path`."""
+    return _is_inside(entry, store) or any(_is_inside(f"{entry}/{top}", store) for top in TOP_FOLDERS if entry)
+
+
+def _is_inside(path: str | None, store: Store) -> bool:
+    """Whether a path leads into the content store."""
+    return path is not None and _is_below(os.path.realpath(path), os.path.realpath(store.folder))
+
+
+def _is_below(path: str | None, folder: str) -> bool:
+    return path is not None and (path == folder or path.startswith(f"{folder}/"))

@@ -1,0 +1,142 @@
+"""Airflow's DAG processor, made to follow a switch of the content at once and to never mix two versions.
+
+    python -P -m airflow_deployer_pod.dag_processor
+
+What it changes in `DagFileProcessorManager` of Airflow 3.3 (`airflow/dag_processing/manager.py`):
+
+- A datagram to its socket ends the sleep of its loop, which is up to a second, and has it refresh the bundle.
+- A file that was queued before a switch is parsed from the version after it: the queue remembers where a file was.
+- What was parsed from an older version is dropped, and the file parsed again: Airflow would store it under the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+from airflow.dag_processing.bundles.base import BaseDagBundle
+from airflow.dag_processing.manager import DagFileInfo, DagFileProcessorManager
+from airflow.dag_processing.processor import DagFileProcessorProcess
+
+from airflow_deployer_pod.content_agent import WAKE_SOCKET
+from airflow_deployer_pod.dag_bundle import ContentBundle, use_root
+
+_DATAGRAM = 64
+
+
+@attrs.define(kw_only=True)
+class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
+    """The DAG processor's loop, for a bundle of the class `ContentBundle`."""
+
+    wake_socket: Path = WAKE_SOCKET
+    _parsed_paths: dict[DagFileInfo, Path | None] = attrs.field(factory=dict, init=False)
+
+    def prepare_process_context(self) -> None:
+        """Add the socket to what the loop waits for."""
+        super().prepare_process_context()
+        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        receiver.setblocking(False)
+        with contextlib.suppress(FileNotFoundError):
+            self.wake_socket.unlink()
+        # No moment at which others could write to it.
+        before = os.umask(0o177)
+        try:
+            receiver.bind(str(self.wake_socket))
+        finally:
+            os.umask(before)
+        self.selector.register(receiver, selectors.EVENT_READ, (self._woken, lambda _: None))
+
+    def _woken(self, receiver: socket.socket) -> bool:
+        """Take all messages; the loop goes on by itself. True: there will be more."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                receiver.recv(_DATAGRAM)
+        self.request_bundle_refresh([bundle.name for bundle in self._dag_bundles])
+        return True
+
+    def claim_priority_files(self) -> list[DagFileInfo]:
+        """The files to parse first, looked for where they will be after the refresh that follows.
+
+        A new file is not in the version before, and would be forgotten.
+        """
+        files: list[DagFileInfo] = super().claim_priority_files()
+        for bundle in self._dag_bundles:
+            live = bundle.store.live_version() if isinstance(bundle, ContentBundle) else None
+            if live:
+                path = bundle.store.root(live) / "dags"
+                files = [
+                    dataclasses.replace(file, bundle_path=path) if file.bundle_name == bundle.name else file
+                    for file in files
+                ]
+        return files
+
+    def _create_process(self, dag_file: DagFileInfo) -> DagFileProcessorProcess:
+        """Parse a file from the version that is current now; a callback runs on the version that it names."""
+        bundle = self._bundle(dag_file.bundle_name)
+        if dag_file.bundle_version is None and bundle is not None and bundle.is_initialized:
+            current = dataclasses.replace(dag_file, bundle_path=bundle.path)
+        else:
+            current = dag_file
+        if isinstance(bundle, ContentBundle) and current.bundle_path:
+            # What the child inherits.
+            use_root(current.bundle_path.parent, bundle.store)
+        process = super()._create_process(current)
+        self._parsed_paths[dag_file] = current.bundle_path
+        return process
+
+    def handle_parsing_result(self, file: DagFileInfo, proc: DagFileProcessorProcess, **arguments: Any) -> None:
+        """Store what was parsed, unless a switch has overtaken it."""
+        path = self._parsed_paths.pop(file, None)
+        bundle = self._bundle(file.bundle_name)
+        overtaken = (
+            isinstance(bundle, ContentBundle)
+            and file.bundle_version is None
+            and proc.parsing_result is not None
+            and (path != bundle.path or self._bundle_versions.get(bundle.name) != bundle.path.parent.name)
+        )
+        if not overtaken:
+            super().handle_parsing_result(file, proc, **arguments)
+            return
+        self.log.info("Parsing %s again, whose content changed while it was parsed.", file.rel_path)
+        if bundle is not None:
+            self.request_bundle_refresh(bundle.name)
+            self._add_files_to_queue([dataclasses.replace(file, bundle_path=bundle.path)], mode="frontprio")
+
+    def _bundle(self, name: str) -> BaseDagBundle | None:
+        return next((bundle for bundle in self._dag_bundles if bundle.name == name), None)
+
+
+def main() -> int:
+    """Run the DAG processor until it is told to end; return the exit code.
+
+    It does what `airflow dag-processor` does (`airflow/cli/commands/dag_processor_command.py`).
+    """
+    from airflow.jobs.dag_processor_job_runner import DagProcessorJobRunner
+    from airflow.jobs.job import Job, run_job
+    from airflow.utils.cli import sigint_handler
+    from airflow.utils.process_utils import set_component_mp_start_method
+    from airflow.utils.providers_configuration_loader import providers_configuration_loaded
+
+    @providers_configuration_loaded  # type: ignore[untyped-decorator]
+    def run() -> None:
+        set_component_mp_start_method("dag_processor")
+        # Until the loop has its own: what the parent process does on a signal is not for this one.
+        signal.signal(signal.SIGINT, sigint_handler)
+        signal.signal(signal.SIGTERM, sigint_handler)
+        runner = DagProcessorJobRunner(job=Job(), processor=ContentProcessorManager(max_runs=-1))  # type: ignore[call-arg]
+        run_job(job=runner.job, execute_callable=runner._execute)
+
+    run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
