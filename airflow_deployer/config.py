@@ -334,6 +334,19 @@ class Project(Struct, frozen=True, forbid_unknown_fields=True):
             check=_relative_path,
         ),
     ] = "requirements.txt"
+    max_file_size: Annotated[
+        str,
+        _key(
+            "The size that a single file may have at most. A larger one is refused: it would be in every image and "
+            "cross the network with every change of it.",
+            check=_quantity,
+        ),
+    ] = "100M"
+
+    @property
+    def max_file_bytes(self) -> int:
+        """`max_file_size` in bytes."""
+        return int(parse_quantity(self.max_file_size))
 
 
 class Storage(Struct, frozen=True, forbid_unknown_fields=True):

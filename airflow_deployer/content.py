@@ -1,6 +1,6 @@
 """What a project ships: DAG content, plugins and requirements, their ids, and the build context made of them.
 
-One walk (`read_project`) yields the files; the content id, the image id and the build context all come from its
+One walk (`ProjectReader`) yields the files; the content id, the image id and the build context all come from its
 result, so what was counted is what is sent. **DAG content** is `dags/` and `include/`. `plugins/` and the
 requirements are not: changing them makes another image, but not another content id.
 """
@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import tarfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -52,9 +53,15 @@ _IGNORED_FILES = re.compile(
     re.DOTALL,
 )
 _CHUNK = 1 << 20
+# A file that was written less than this before it was read may be written again within one tick of its file system's
+# clock, which shows nowhere but in its bytes. FAT has the slowest: 2 s.
+_SETTLED_NS = 2_500_000_000
 
 Ignored = Callable[[str], bool]
 """Says whether a path below the project folder (with "/" at its end if it is a folder) is left out."""
+
+_ReadFile = Callable[[str, str, str, os.stat_result], "File"]
+"""Reads a file: where it is, its name for messages, where it goes, and its status."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,66 @@ class ProjectContent:
         return f"{self.content_id[:CONTENT_TAG_LENGTH]}-{image_id[:CONTENT_TAG_LENGTH]}"
 
 
+class ProjectReader:
+    """Reads one project, and reads it again at the cost of what has changed.
+
+    A file whose status (size, times, inode, mode) is what it was when it was read is not read again.
+
+    Args:
+        project: the project folder.
+        paths: the `[project]` settings, relative to it.
+    """
+
+    def __init__(self, project: Path, paths: Project) -> None:
+        self._project = project.resolve()
+        self._paths = paths
+        self._known: dict[str, tuple[os.stat_result, File]] = {}
+
+    def read(self) -> ProjectContent:
+        """Walk the project's folders once and read every file that is not ignored and may have changed.
+
+        Raises:
+            ProjectError: no `dags/`, no DAG file in it, or a file that cannot be shipped, with its path.
+        """
+        project, paths = self._project, self._paths
+        if not _folder_exists(project / paths.dags, paths.dags):
+            raise ProjectError(
+                f"Cannot deploy {project}: it has no folder {paths.dags}/.",
+                hint=f"Run this in the folder that holds {paths.dags}/, or begin one: mkdir {paths.dags}",
+            )
+        ignored = _ignore_patterns(project)
+
+        def walk(folder: str, target: str) -> Iterator[File]:
+            return _walk(project, folder, target, ignored, self._read_file)
+
+        dag_files = tuple(sorted((*walk(paths.dags, "dags"), *walk(paths.include, "include")), key=_sort_key))
+        if not any(file.path.startswith("dags/") and file.path.endswith((".py", ".zip")) for file in dag_files):
+            raise ProjectError(
+                f"Cannot deploy {project}: {paths.dags}/ holds no DAG file (*.py or *.zip).",
+                hint=f"Put a DAG into {paths.dags}/ (a file that {IGNORE_FILE} lists does not count).",
+            )
+        content = ProjectContent(
+            dag_files=dag_files,
+            plugin_files=tuple(sorted(walk(paths.plugins, "plugins"), key=_sort_key)),
+            requirements=_requirements(project, paths.requirements, self._read_file),
+            content_id=files_id(dag_files),
+        )
+        self._known = {file.path: self._known[file.path] for file in content.files if file.path in self._known}
+        return content
+
+    def _read_file(self, source: str, name: str, target: str, status: os.stat_result) -> File:
+        known = self._known.get(target)
+        if known is not None and known[1].source == source and _same_status(known[0], status):
+            return known[1]
+        began = time.time_ns()
+        file = _read_file(source, name, target, status, largest=self._paths.max_file_bytes)
+        if began - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
+            self._known[target] = (status, file)
+        else:
+            self._known.pop(target, None)
+        return file
+
+
 def read_project(project: Path, paths: Project) -> ProjectContent:
     """Walk the project's folders once and read every file that is not ignored.
 
@@ -126,36 +193,23 @@ def read_project(project: Path, paths: Project) -> ProjectContent:
     Raises:
         ProjectError: no `dags/`, no DAG file in it, or a file that cannot be shipped, with its path.
     """
-    project = project.resolve()
-    if not _folder_exists(project / paths.dags, paths.dags):
-        raise ProjectError(
-            f"Cannot deploy {project}: it has no folder {paths.dags}/.",
-            hint=f"Run this in the folder that holds {paths.dags}/, or begin one: mkdir {paths.dags}",
-        )
+    return ProjectReader(project, paths).read()
+
+
+def ignore_rule(project: Path) -> Ignored:
+    """The rule by which files of this project are left out: names that editors and Python use, and `.deployerignore`.
+
+    Raises:
+        ProjectError: `.deployerignore` cannot be read.
+    """
     ignored = _ignore_patterns(project)
-    dag_files = tuple(
-        sorted(
-            (*_walk(project, paths.dags, "dags", ignored), *_walk(project, paths.include, "include", ignored)),
-            key=_sort_key,
-        )
-    )
-    if not any(file.path.startswith("dags/") and file.path.endswith((".py", ".zip")) for file in dag_files):
-        raise ProjectError(
-            f"Cannot deploy {project}: {paths.dags}/ holds no DAG file (*.py or *.zip).",
-            hint=f"Put a DAG into {paths.dags}/ (a file that {IGNORE_FILE} lists does not count).",
-        )
-    return ProjectContent(
-        dag_files=dag_files,
-        plugin_files=tuple(sorted(_walk(project, paths.plugins, "plugins", ignored), key=_sort_key)),
-        requirements=_requirements(project, paths.requirements),
-        content_id=files_id(dag_files),
-    )
+    return lambda path: any(map(_ignored_name, path.split("/"))) or ignored(path)
 
 
 def read_folder(folder: Path) -> tuple[File, ...]:
     """All files of one folder, sorted, their paths relative to it (the base image's build context)."""
     folder = folder.resolve()
-    return tuple(sorted(_walk(folder, ".", "", _nothing_ignored), key=_sort_key))
+    return tuple(sorted(_walk(folder, ".", "", _nothing_ignored, _read_file), key=_sort_key))
 
 
 def files_id(files: Iterable[File], *inputs: str) -> str:
@@ -244,6 +298,10 @@ def _nothing_ignored(path: str) -> bool:
     return False
 
 
+def _ignored_name(name: str) -> bool:
+    return name in _IGNORED_FOLDERS or _IGNORED_FILES.fullmatch(name) is not None
+
+
 def _ignore_patterns(project: Path) -> Ignored:
     """The patterns of `.deployerignore` (gitignore syntax, relative to the project folder)."""
     try:
@@ -263,14 +321,14 @@ def _ignore_patterns(project: Path) -> Ignored:
     return matches
 
 
-def _walk(project: Path, folder: str, target: str, ignored: Ignored) -> Iterator[File]:
+def _walk(project: Path, folder: str, target: str, ignored: Ignored, read: _ReadFile) -> Iterator[File]:
     """The files below `folder`, which need not exist; `project` is resolved and bounds symbolic links."""
     start = os.path.normpath(project / folder)
     if not _folder_exists(Path(start), folder):
         return
     name = "" if folder == "." else os.path.relpath(start, project)
     _inside_project(start, name, project)
-    yield from _walk_folder(start, name, target, ignored, project, (os.path.realpath(start),))
+    yield from _walk_folder(start, name, target, ignored, read, project, (os.path.realpath(start),))
 
 
 def _folder_exists(path: Path, name: str) -> bool:
@@ -288,7 +346,13 @@ def _folder_exists(path: Path, name: str) -> bool:
 
 
 def _walk_folder(
-    folder: str, name: str, target: str, ignored: Ignored, project: Path, above: tuple[str, ...]
+    folder: str,
+    name: str,
+    target: str,
+    ignored: Ignored,
+    read: _ReadFile,
+    project: Path,
+    above: tuple[str, ...],
 ) -> Iterator[File]:
     """The files of one folder and those below it.
 
@@ -297,6 +361,7 @@ def _walk_folder(
         name: its path below the project, for patterns and for messages.
         target: its path in the image.
         ignored: the project's patterns.
+        read: reads one file.
         project: what symbolic links may not lead out of.
         above: real paths of the folders that lead here; meeting one of them again is a loop.
     """
@@ -306,7 +371,7 @@ def _walk_folder(
         raise ProjectError(f"Cannot read the folder {_shown(name)}: {error.strerror}.") from None
     for entry in entries:
         path = f"{name}/{entry.name}" if name else entry.name
-        if entry.name in _IGNORED_FOLDERS or _IGNORED_FILES.fullmatch(entry.name) or ignored(path):
+        if _ignored_name(entry.name) or ignored(path):
             continue
         inner = f"{target}/{entry.name}" if target else entry.name
         if entry.is_symlink():
@@ -324,9 +389,9 @@ def _walk_folder(
                     f"Cannot deploy {_shown(path)}: it is a symbolic link to a folder that holds it.",
                     hint=f"Remove the link, or list it in {IGNORE_FILE}.",
                 )
-            yield from _walk_folder(entry.path, path, inner, ignored, project, (*above, real))
+            yield from _walk_folder(entry.path, path, inner, ignored, read, project, (*above, real))
         elif stat.S_ISREG(status.st_mode):
-            yield _read_file(entry.path, path, inner, status)
+            yield read(entry.path, path, inner, status)
         else:
             raise ProjectError(
                 f"Cannot deploy {_shown(path)}: it is {_kind(status.st_mode)}, not a file.",
@@ -353,7 +418,32 @@ def _broken_link(name: str, reason: str) -> ProjectError:
     )
 
 
-def _read_file(source: str, name: str, target: str, status: os.stat_result) -> File:
+def _same_status(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_ino, one.st_dev, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_mode) == (
+        other.st_ino,
+        other.st_dev,
+        other.st_size,
+        other.st_mtime_ns,
+        other.st_ctime_ns,
+        other.st_mode,
+    )
+
+
+def _read_file(source: str, name: str, target: str, status: os.stat_result, *, largest: int | None = None) -> File:
+    """Read a file in full.
+
+    Args:
+        largest: the bytes that it may have.
+
+    Raises:
+        ProjectError: it cannot be read, is too large, or has a name that is no text.
+    """
+    if largest is not None and status.st_size > largest:
+        raise ProjectError(
+            f"Cannot deploy {_shown(name)}: it has {status.st_size / 1e6:.0f} MB, and `project.max_file_size` allows "
+            f"{largest / 1e6:.0f} MB.",
+            hint=f"Keep large data out of the project, list it in {IGNORE_FILE}, or set project.max_file_size.",
+        )
     try:
         target.encode()
     except UnicodeEncodeError:
@@ -372,7 +462,7 @@ def _read_file(source: str, name: str, target: str, status: os.stat_result) -> F
     return File(target, source, bool(status.st_mode & stat.S_IXUSR), size, content.digest())
 
 
-def _requirements(project: Path, name: str) -> File | None:
+def _requirements(project: Path, name: str, read: _ReadFile) -> File | None:
     path = project / name
     try:
         status = path.stat()
@@ -386,7 +476,7 @@ def _requirements(project: Path, name: str) -> File | None:
     if all(not line.strip() or line.lstrip().startswith(b"#") for line in lines):
         return None
     _inside_project(str(path), name, project)
-    file = _read_file(str(path), name, "requirements.txt", status)
+    file = read(str(path), name, "requirements.txt", status)
     return File(file.path, file.source, executable=False, size=file.size, digest=file.digest)
 
 

@@ -5,17 +5,30 @@ from __future__ import annotations
 import io
 import os
 import socket
+import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from airflow_deployer import content as content_module
 from airflow_deployer.config import Project
-from airflow_deployer.content import ProjectContent, files_id, read_folder, read_project, write_context
+from airflow_deployer.content import (
+    File,
+    ProjectContent,
+    ProjectReader,
+    files_id,
+    ignore_rule,
+    read_folder,
+    read_project,
+    write_context,
+)
 from airflow_deployer.errors import EXIT_USAGE, ProjectError
 
 
@@ -213,6 +226,26 @@ def test_a_socket_and_a_pipe_are_refused(project: Path, monkeypatch: pytest.Monk
     assert "dags/pipe: it is a named pipe, not a file" in mistake(project).message
 
 
+def test_a_device_is_refused(project: Path) -> None:
+    (project / "dags/null").symlink_to("/dev/null")
+    assert "dags/null: it is a symbolic link to /dev/null, outside the project" in mistake(project).message
+    (project / "dags/null").unlink()
+    if os.getuid() == 0:
+        os.mknod(project / "dags/null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        assert "dags/null: it is a device, not a file" in mistake(project).message
+
+
+def test_a_file_that_is_too_large_is_refused_without_being_read(project: Path) -> None:
+    with put(project, "include/large.bin").open("r+b") as stream:
+        stream.truncate(500_000_000)  # a hole: it takes no space
+    started = time.process_time()
+    error = mistake(project)
+    assert time.process_time() - started < 0.2
+    assert error.message == "Cannot deploy include/large.bin: it has 500 MB, and `project.max_file_size` allows 100 MB."
+    assert "set project.max_file_size" in error.hint
+    assert len(read(project, Project(max_file_size="500M")).files) == 2
+
+
 def test_an_ignored_file_may_be_anything(project: Path) -> None:
     os.mkfifo(project / "dags/pipe")
     (project / "dags/link").symlink_to("/etc/passwd")
@@ -342,9 +375,91 @@ def test_a_folder_of_its_own(tmp_path: Path) -> None:
     assert files_id(files, "a") != files_id(files, "b")
 
 
+class Reads:
+    """Counts the files that are opened for their bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._paths: list[str] = []
+        # What was just written counts as settled, so that no test has to wait for it.
+        monkeypatch.setattr(content_module, "_SETTLED_NS", 5_000_000)
+        plain = content_module._read_file
+
+        def read_file(source: str, *rest: Any, **options: Any) -> File:
+            self._paths.append(source)
+            return plain(source, *rest, **options)
+
+        monkeypatch.setattr(content_module, "_read_file", read_file)
+
+    def taken(self) -> list[str]:
+        """The names of the files that were read since the last call."""
+        names = sorted(Path(path).name for path in self._paths)
+        self._paths.clear()
+        return names
+
+
+def test_reading_again_reads_only_what_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(monkeypatch)
+    for name in ("dags/a.py", "dags/b.py", "include/c.sql", "plugins/p.py", "requirements.txt"):
+        put(project, name, "first")
+    time.sleep(0.02)
+    reader = ProjectReader(project, Project())
+    first = reader.read()
+    assert reads.taken() == ["a.py", "b.py", "c.sql", "daily.py", "p.py", "requirements.txt"]
+    assert reader.read() == first
+    assert reads.taken() == []
+
+    put(project, "dags/a.py", "other")
+    time.sleep(0.02)
+    assert reader.read() == read(project) != first
+    assert reads.taken() == ["a.py", *sorted(["a.py", "b.py", "c.sql", "daily.py", "p.py", "requirements.txt"])]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.write_text("X"),
+        lambda file: file.write_text("longer"),
+        lambda file: file.chmod(0o755),
+        lambda file: file.unlink(),
+        lambda file: (file.with_name("new").write_text("y"), file.with_name("new").rename(file)),
+        lambda file: (file.unlink(), file.symlink_to("daily.py")),
+        lambda file: (file.rename(file.with_name("c.py")), file.with_name("b.py").rename(file)),
+    ],
+)
+def test_no_change_goes_unseen(
+    project: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    Reads(monkeypatch)
+    file = put(project, "dags/a.py", "x")
+    put(project, "dags/b.py", "y")
+    time.sleep(0.02)
+    reader = ProjectReader(project, Project())
+    before = reader.read()
+    change(file)
+    assert reader.read() == read(project) != before
+
+
+def test_a_file_that_was_just_written_is_not_trusted_to_be_settled(project: Path) -> None:
+    file = put(project, "dags/a.py", "x")
+    reader = ProjectReader(project, Project())
+    before = reader.read()
+    status = file.stat()
+    file.write_text("y")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # as if within one tick of the clock
+    assert reader.read().content_id == read(project).content_id != before.content_id
+
+
+def test_the_rule_of_what_is_ignored(project: Path) -> None:
+    put(project, ".deployerignore", "*.md\n/include/big\n")
+    ignored = ignore_rule(project)
+    left_out = ["dags/a.md", "dags/__pycache__/a.cpython-313.pyc", "dags/.a.py.swp", ".git/index", "include/big/x"]
+    assert [path for path in (*left_out, "dags/a.py", "include/x", "deployer.toml") if ignored(path)] == left_out
+
+
 def test_two_thousand_files_take_no_time(tmp_path: Path) -> None:
     for number in range(2000):
         put(tmp_path, f"dags/team{number % 40}/dag{number}.py", "x = 1\n" * 200)
     started = time.process_time()
-    read(tmp_path)
+    reader = ProjectReader(tmp_path, Project())
+    reader.read()
     assert time.process_time() - started < 0.5
