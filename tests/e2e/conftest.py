@@ -122,6 +122,20 @@ class Project:
         assert found is not None
         return found
 
+    def shell(self, script: str) -> str:
+        """Run a shell script in the container `airflow`; its output, whatever its exit code."""
+        done = subprocess.run(
+            [
+                *("kubectl", "--context", self.cluster.context.name, "-n", self.names.namespace),
+                *("exec", self.names.pod, "-c", "airflow", "--", "bash", "-c", script),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout
+
     def has(self, what: str) -> bool:
         """Whether the StatefulSet, claim or Secret exists."""
         kind, name = {

@@ -95,14 +95,14 @@ def test_the_whole_life_of_a_deployment(project: Project) -> None:
         assert value not in rendered.stdout
         assert base64.b64decode(value).decode() not in rendered.stdout
 
-    # An edited project replaces the pod, and the same forward goes on answering.
+    # An edited project goes into the running pod, and the same forward goes on answering.
     uid = project.pod()["metadata"]["uid"]
     project.write("dags/hello.py", NEW_DAG)
     third = project.up()
-    assert third["pod"] == "replaced"
+    assert (third["pod"], third["content"]) == ("kept", "switched")
     assert third["dags"] == 2
     assert third["content_id"] != first["content_id"]
-    assert project.pod()["metadata"]["uid"] != uid
+    assert project.pod()["metadata"]["uid"] == uid
     assert page(project.port)["version"] == "3.3.2"
     api = project.api()
     airflow_runs.trigger(api, "hello", "one")

@@ -120,7 +120,15 @@ class Build:
         return ensure_base_image(self.engine, self.registry, self.plan, self.progress)
 
     def dags(self) -> DagImage:
-        return ensure_dag_image(self.engine, self.registry, self.plan, self.base(), self.settings, self.progress)
+        return ensure_dag_image(
+            self.engine,
+            self.registry,
+            self.plan,
+            self.base(),
+            self.settings,
+            self.progress,
+            check=lambda image: check_imports(self.engine, image, self.settings, self.progress),
+        )
 
     def held(self, suffix: str = "") -> str | None:
         return self.registry.manifest_digest(self.plan.dag_repository, self.plan.dag_tag + suffix)
