@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager, suppress
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The agent keeps what nobody asks about for a minute, and the build of a large image may take longer.
+_STAGED_SECONDS = 45.0
+
 REPLACE_HINT = "deployer up --replace   replaces the pod instead, after running tasks have ended"
 
 
@@ -34,6 +38,7 @@ class HotDeploy:
         self._channel = channel
         self._content = content
         self._submit = submit
+        self._staged_at = 0.0
         self._prepared: Future[GateReport | None] = submit(self._prepare())
 
     async def _prepare(self) -> GateReport | None:
@@ -41,7 +46,9 @@ class HotDeploy:
         if (await self._channel.state()).live == self._content.content_id:
             return None
         await self._channel.stage(self._content)
-        return await self._channel.check()
+        report = await self._channel.check()
+        self._staged_at = time.monotonic()
+        return report
 
     def report(self, timeout: float) -> GateReport | None:
         """Wait for what the warm import check says; None when the pod serves this content already.
@@ -68,8 +75,9 @@ class HotDeploy:
         return _result(switching, timeout + 10.0, "parsed the new content")
 
     async def _switch(self, deployed_at: int, timeout: float) -> Live:
-        if self._prepared.result() is None:
+        if self._prepared.result() is None or time.monotonic() - self._staged_at > _STAGED_SECONDS:
             await self._channel.stage(self._content)
+            await self._channel.check()
         return await self._channel.switch(self._content, deployed_at=deployed_at, timeout=timeout)
 
 
