@@ -144,7 +144,9 @@ def _reported() -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise ContentError("no_space", "The volume is full.") from None
-        kind = "invalid" if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG} else "internal"
+        # One path is both a file and a folder, or too long.
+        refused = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+        kind = "invalid" if error.errno in refused else "internal"
         raise ContentError(kind, f"The volume cannot be written: {error.strerror} ({error.filename!a}).") from None
 
 

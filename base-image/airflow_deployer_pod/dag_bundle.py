@@ -45,7 +45,7 @@ class ContentBundle(BaseDagBundle):  # type: ignore[misc]
                 f"The version {self.version} of the DAG bundle {self.name!r}, which this run began with, is no longer "
                 "on the volume. Clear the run with the option to run it on the latest version, or trigger a new run."
             )
-        use_root(self.path.parent, self.store)
+        use_root(self.path.parent, self.store.folder)
         super().initialize()
 
     def refresh(self) -> None:
@@ -57,7 +57,7 @@ class ContentBundle(BaseDagBundle):  # type: ignore[misc]
         if self.version is not None:
             raise RuntimeError(f"The version {self.version} of the DAG bundle {self.name!r} does not change.")
         self._resolve()
-        use_root(self.path.parent, self.store)
+        use_root(self.path.parent, self.store.folder)
 
     def _resolve(self) -> None:
         found = self.store.live_version()
@@ -77,30 +77,24 @@ class ContentBundle(BaseDagBundle):  # type: ignore[misc]
         return BundleVersion(version=version) if version else None
 
 
-def use_root(root: Path, store: Store) -> None:
+def use_root(root: Path, content: Path) -> None:
     """Import the project's modules (`include.shop`, or `shop` in `dags/`) from one version, and from no other.
 
     Every other entry of `sys.path` through which `include` or `dags` of any version could be found goes: `include` is
     mostly a namespace package, which Python puts together from all entries that have a folder of that name. Programs
     that a task starts are given the same by PYTHONPATH.
     """
-    first = str(root)
-    sys.path[:] = [first, *(entry for entry in sys.path if not _leads_to_content(entry, store))]
+    first, folder = str(root), os.path.realpath(content)
+    sys.path[:] = [first, *(entry for entry in sys.path if not _leads_to_content(entry, folder))]
     others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    kept = [entry for entry in others if not _leads_to_content(entry, store)]
+    kept = [entry for entry in others if not _leads_to_content(entry, folder)]
     os.environ["PYTHONPATH"] = os.pathsep.join([first, *kept])
     importlib.invalidate_caches()
 
 
-def _leads_to_content(entry: str, store: Store) -> bool:
+def _leads_to_content(entry: str, content: str) -> bool:
     """Whether modules of some version are found through an entry of `sys.path`."""
-    return _is_inside(entry, store) or any(_is_inside(f"{entry}/{top}", store) for top in TOP_FOLDERS if entry)
-
-
-def _is_inside(path: str | None, store: Store) -> bool:
-    """Whether a path leads into the content store."""
-    return path is not None and _is_below(os.path.realpath(path), os.path.realpath(store.folder))
-
-
-def _is_below(path: str | None, folder: str) -> bool:
-    return path is not None and (path == folder or path.startswith(f"{folder}/"))
+    if not entry:
+        return False
+    places = [entry, *(f"{entry}/{top}" for top in TOP_FOLDERS)]
+    return any(f"{os.path.realpath(place)}/".startswith(f"{content}/") for place in places)

@@ -87,7 +87,7 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
             current = dag_file
         if isinstance(bundle, ContentBundle) and current.bundle_path:
             # What the child inherits.
-            use_root(current.bundle_path.parent, bundle.store)
+            use_root(current.bundle_path.parent, bundle.store.folder)
         process = super()._create_process(current)
         self._parsed_paths[dag_file] = current.bundle_path
         return process

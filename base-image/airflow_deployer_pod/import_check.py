@@ -1,20 +1,27 @@
-"""Import every DAG file as Airflow's DAG processor would, without a database or a network, and report what came of it.
+"""Import DAG files as Airflow's DAG processor would, and report what came of it.
 
-    python -m airflow_deployer_pod.import_check [DAGS_FOLDER]        (default: $AIRFLOW_HOME/dags)
+    python -P -m airflow_deployer_pod.import_check [.../dags]    all of them, without a database or a network
+    python -P -m airflow_deployer_pod.import_check --request     what one line on standard input asks for
+    answer(connection)                                           the same over a socket, in a forked child
 
-**Protocol.** Standard output carries one line, a JSON document, and nothing else: whatever Airflow or the DAG files
-print goes to standard error. The exit code is 0 whenever the check was made, whatever it found; anything else means
-that it could not be made, and standard error says why. Paths are relative to the parent of the DAG folder
-(`dags/orders.py`, `include/shop.py`); lines count from 1 and are null where none is known. The document:
+**Request.** One line, a JSON object, answered with the deployment's own database: `root`, the folder that holds `dags/`
+and `include/`; `files`, the DAG files to import, relative to it (null: all of them); `known`, the file of each DAG that
+is defined elsewhere, `{dag_id: path}`.
+
+**Answer.** One line, a JSON document, and nothing else: whatever Airflow or the DAG files print goes to standard error.
+The exit code is 0 whenever the check was made, whatever it found; anything else means that it could not be made, and
+standard error says why. Paths are relative to the parent of the DAG folder (`dags/orders.py`, `include/shop.py`); lines
+count from 1 and are null where none is known. The document:
 
     airflow         version
     seconds         how long it all took
-    files           [{path, dag_ids, seconds}]  every file that was imported, broken ones with no dag_ids
+    files           [{path, dag_ids, imports, seconds}]  every file that was imported, broken ones with no dag_ids
+                    imports: the project's own files that were loaded for it
     errors          [{path, line, dag_file, kind, exception, message, traceback}]  what must be mended before a deploy
                     path and line: where in the project it happened; dag_file: the file that was being imported;
                     kind: syntax, import, cycle, timeout, crash; traceback: its lines from the project's own on
     needs_database  [same as errors]  a Variable, a Connection or a table was asked for while importing, which only
-                    the deployment's own database can answer
+                    the deployment's own database can answer (empty for a request, which has it)
     duplicates      [{dag_id, places: [{path, line}]}]  one id, several DAGs: Airflow would show one of them, at random
     skipped         [path]  Python files that lack the words "airflow" and "dag" (Airflow's safe mode)
 
@@ -32,12 +39,15 @@ import os
 import re
 import selectors
 import signal
+import socket
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
+
+from airflow_deployer_pod.content_store import CONTENT_FOLDER, IMAGE_FOLDER
 
 _MESSAGE_LENGTH = 500
 _TRACEBACK_LINES = 20
@@ -73,9 +83,13 @@ class Finding(TypedDict):
 
 
 class FileResult(TypedDict):
-    """What the process that imported one file hands back: the id of each of its DAGs, and Airflow's own error texts."""
+    """What the process that imported one file hands back.
+
+    The id of each of its DAGs (twice for two DAGs of one id), the files that it imported, and Airflow's error texts.
+    """
 
     dag_ids: list[str]
+    imports: list[str]
     errors: list[str]
     seconds: float
 
@@ -214,25 +228,60 @@ def import_file(file: Path, dags: Path) -> FileResult:
     """Import one DAG file into this process, serialize its DAGs, and say what came of it."""
     # Airflow is there only inside the image, and is imported once, before the processes are forked.
     from airflow.dag_processing.dagbag import BundleDagBag
+    from airflow.sdk import DAG
+    from airflow.sdk.definitions._internal.contextmanager import DagContext
     from airflow.serialization.serialized_objects import LazyDeserializedDAG
 
     begin = time.monotonic()
-    seen: list[str] = []
-
-    class Bag(BundleDagBag):  # type: ignore[misc]
-        def bag_dag(self, dag: Any) -> None:
-            # A second DAG of the same file would take the first one's place without a word.
-            super().bag_dag(dag)
-            seen.append(dag.dag_id)
-
-    bag = Bag(dag_folder=str(file), bundle_path=dags, bundle_name="dags-folder", load_op_links=False)
+    DagContext.autoregistered_dags = registered = _Registered()
+    bag = BundleDagBag(dag_folder=str(file), bundle_path=dags, bundle_name="dags", load_op_links=False)
     errors = list(bag.import_errors.values())
+    # A second DAG of the same file takes the first one's place without a word, and equal ones count as one for Airflow.
+    defined = {
+        id(dag): dag.dag_id for dag in (*registered.dags, *bag.dags.values(), *_module_level_dags(str(file), DAG))
+    }
+    seen = [dag_id for dag_id in defined.values() if dag_id in bag.dags]
     for dag in bag.dags.values():
         try:
             LazyDeserializedDAG.from_dag(dag)
         except Exception as error:
             errors.append(f"{type(error).__name__}: {error}")
-    return {"dag_ids": seen, "errors": errors, "seconds": round(time.monotonic() - begin, 3)}
+    return {
+        "dag_ids": sorted(seen),
+        "imports": imported_files(dags.parent, file),
+        "errors": errors,
+        "seconds": round(time.monotonic() - begin, 3),
+    }
+
+
+class _Registered(set[Any]):
+    """Where Airflow collects the DAGs of a file: also keeps those that equal another one, or are cleared away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dags: list[Any] = []
+
+    def add(self, item: Any) -> None:
+        """Take a DAG and its module."""
+        super().add(item)
+        self.dags.append(item[0])
+
+
+def _module_level_dags(file: str, dag_class: type) -> list[Any]:
+    modules = [module for module in list(sys.modules.values()) if getattr(module, "__file__", None) == file]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, dag_class)]
+
+
+def imported_files(root: Path, file: Path) -> list[str]:
+    """The project's files below `root` that this process has loaded as modules, without `file` itself."""
+    folder = f"{root}/"
+    found = set()
+    for module in list(sys.modules.values()):
+        place = getattr(module, "__file__", None)
+        if isinstance(place, str) and place.startswith(folder):
+            archive, inside, _ = place.partition(".zip/")
+            found.add((f"{archive}.zip" if inside else place)[len(folder) :])
+    return sorted(found - {_relative(str(file), root)})
 
 
 @dataclass
@@ -310,36 +359,81 @@ def _collect(one: _Import, limit: float | None) -> FileResult:
             return result
         except ValueError:
             error = "Crash: the file ended the process that imported it"
-    return {"dag_ids": [], "errors": [error], "seconds": seconds}
+    return {"dag_ids": [], "imports": [], "errors": [error], "seconds": seconds}
 
 
-def list_files(dags: Path) -> tuple[list[Path], list[Path]]:
-    """The DAG files of a folder as Airflow finds them, and those that its safe mode leaves out."""
+def list_files(dags: Path, wanted: Sequence[Path] | None = None) -> tuple[list[Path], list[Path]]:
+    """The DAG files of a folder as Airflow finds them, and those that its safe mode leaves out.
+
+    Args:
+        dags: the folder.
+        wanted: look only at these.
+    """
     from airflow.configuration import conf
     from airflow.dag_processing.importers import get_importer_registry
+    from airflow.utils.file import might_contain_dag
 
     registry = get_importer_registry()
     safe_mode = conf.getboolean("core", "dag_discovery_safe_mode")
-    everything = {Path(file) for file in registry.list_dag_files(str(dags), safe_mode=False)}
-    chosen = {Path(file) for file in registry.list_dag_files(str(dags), safe_mode=safe_mode)}
+    above = {parent for file in wanted or [] for parent in file.parents if parent.is_relative_to(dags)}
+    if wanted is not None and not any((folder / ".airflowignore").exists() for folder in above):
+        # Nothing can be ignored, so the folder, which may be large, need not be walked.
+        everything = {file for file in wanted if registry.list_dag_files(str(file))}
+    else:
+        everything = {Path(file) for file in registry.list_dag_files(str(dags), safe_mode=False)}
+        if wanted is not None:
+            everything.intersection_update(wanted)
+    chosen = {file for file in everything if might_contain_dag(str(file), safe_mode)}
     return sorted(chosen), sorted(everything - chosen)
 
 
-def check(dags: Path, result_descriptor: int) -> dict[str, Any]:
-    """Import everything below `dags` and return the document that the module's documentation describes."""
+@dataclass(frozen=True)
+class Request:
+    """What to check.
+
+    Attributes:
+        root: the folder that holds `dags/` and `include/`.
+        files: the DAG files to import, relative to it; None for all.
+        known: the file of each DAG that is defined elsewhere, relative to it.
+        database: whether the deployment's own database can be asked.
+    """
+
+    root: Path
+    files: Sequence[str] | None = None
+    known: Mapping[str, str] = field(default_factory=dict)
+    database: bool = False
+
+    @classmethod
+    def parse(cls, line: bytes) -> Request:
+        """Read what came over a socket.
+
+        Raises:
+            ValueError: it is no request.
+        """
+        document = json.loads(line)
+        try:
+            return cls(Path(document["root"]), document["files"], document["known"], database=True)
+        except (LookupError, TypeError):
+            raise ValueError("root, files and known are what a request consists of") from None
+
+
+def check(request: Request, result_descriptor: int) -> dict[str, Any]:
+    """Import what the request names and return the document that the module's documentation describes."""
     begin = time.monotonic()
     import airflow
     import airflow.dag_processing.dagbag
     import airflow.serialization.serialized_objects
     from airflow.configuration import conf
 
-    airflow.settings.initialize()
+    from airflow_deployer_pod.dag_bundle import use_root
+
+    root, dags = request.root, request.root / "dags"
+    use_root(root, CONTENT_FOLDER)
     limit = max(
         conf.getfloat("dag_processor", "dag_file_processor_timeout"), conf.getfloat("core", "dagbag_import_timeout") + 5
     )
-    files, skipped = list_files(dags)
+    files, skipped = list_files(dags, None if request.files is None else [root / file for file in request.files])
     results = import_files(files, dags, limit, result_descriptor)
-    root = dags.parent
     errors: list[Finding] = []
     unanswered: list[Finding] = []
     for file in files:
@@ -347,7 +441,10 @@ def check(dags: Path, result_descriptor: int) -> dict[str, Any]:
             finding = describe(text, file, root)
             if finding["exception"] == "Crash":
                 finding["kind"] = "crash"
-            (unanswered if needs_database(text) else errors).append(finding)
+            (unanswered if needs_database(text) and not request.database else errors).append(finding)
+    dag_ids = {file: list(results[file]["dag_ids"]) for file in files}
+    for dag_id, path in request.known.items():
+        dag_ids.setdefault(root / path, []).append(dag_id)
     return {
         "airflow": airflow.__version__,
         "seconds": round(time.monotonic() - begin, 3),
@@ -355,35 +452,79 @@ def check(dags: Path, result_descriptor: int) -> dict[str, Any]:
             {
                 "path": _relative(str(file), root),
                 "dag_ids": sorted(set(results[file]["dag_ids"])),
+                "imports": results[file]["imports"],
                 "seconds": results[file]["seconds"],
             }
             for file in files
         ],
         "errors": errors,
         "needs_database": unanswered,
-        "duplicates": find_duplicates({file: results[file]["dag_ids"] for file in files}, root),
+        "duplicates": find_duplicates(dag_ids, root),
         "skipped": [_relative(str(file), root) for file in skipped],
     }
 
 
+def _use_own_database() -> None:
+    """Have DAG files find Variables and Connections in the deployment's database."""
+    from airflow import settings
+
+    # Outside a task and outside the DAG processor, Airflow asks its database only in a process that says this.
+    os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
+    if settings.engine is not None:
+        # No connection of the process that this one was forked from may be used in two.
+        settings.engine.dispose(close=False)
+
+
+def _set_up(environment: Mapping[str, str]) -> None:
+    # The default of two frames would cut off the project's own when the cause is inside a library.
+    os.environ.update(environment, AIRFLOW__CORE__DAGBAG_IMPORT_ERROR_TRACEBACK_DEPTH="100")
+
+
+def answer(connection: socket.socket) -> None:
+    """Read one request from the connection, and write the answer to it: in a forked child, which then ends."""
+    os.dup2(2, 1)
+    _set_up({})
+    with connection, connection.makefile("rb") as lines:
+        try:
+            request = Request.parse(lines.readline())
+        except ValueError as error:
+            document: dict[str, Any] = {"error": f"this is no request: {error}."}
+        else:
+            _use_own_database()
+            document = check(request, connection.fileno())
+        connection.sendall(json.dumps(document).encode() + b"\n")
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Check the folder that the arguments name, print the document, and return the exit code."""
-    dags = Path(arguments[0] if arguments else os.environ.get("AIRFLOW_HOME", "/home/airflow") + "/dags").resolve()
-    if not dags.is_dir():
-        print(f"{dags} is not a folder.", file=sys.stderr)
-        return 1
+    """Check what the arguments or standard input name, print the document, and return the exit code."""
+    if arguments and arguments[0] == "--request":
+        try:
+            request = Request.parse(sys.stdin.buffer.readline())
+        except ValueError as error:
+            print(f"This is no request: {error}.", file=sys.stderr)
+            return 1
+    else:
+        dags = Path(arguments[0] if arguments else IMAGE_FOLDER / "dags").resolve()
+        if not dags.is_dir():
+            print(f"{dags} is not a folder.", file=sys.stderr)
+            return 1
+        request = Request(dags.parent)
     # From here on standard output is standard error for everyone, and the result has a descriptor of its own.
     result_descriptor = os.dup(1)
     os.dup2(2, 1)
-    os.environ.update(
-        # There is no database: an empty one in memory answers every question with an error that can be told apart.
-        AIRFLOW__DATABASE__SQL_ALCHEMY_CONN="sqlite://",
-        AIRFLOW__CORE__DAGS_FOLDER=str(dags),
-        AIRFLOW__CORE__LOAD_EXAMPLES="False",
-        # The default of two frames would cut off the project's own when the cause is inside a library.
-        AIRFLOW__CORE__DAGBAG_IMPORT_ERROR_TRACEBACK_DEPTH="100",
-    )
-    document = check(dags, result_descriptor)
+    if request.database:
+        _set_up({})
+        _use_own_database()
+    else:
+        _set_up(
+            {
+                # There is none: an empty one in memory answers every question with an error that can be told apart.
+                "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite://",
+                "AIRFLOW__CORE__DAGS_FOLDER": str(request.root / "dags"),
+                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            }
+        )
+    document = check(request, result_descriptor)
     with os.fdopen(result_descriptor, "w", encoding="utf-8") as output:
         output.write(json.dumps(document) + "\n")
     return 0

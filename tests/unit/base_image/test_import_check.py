@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from tests.unit.base_image.conftest import POD_PACKAGE
+
+ENVIRONMENT = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(POD_PACKAGE.parent)}
 
 MACHINERY = """Traceback (most recent call last):
   File "/opt/airflow/lib/python3.13/site-packages/airflow/dag_processing/importers/python_importer.py", line 9, in parse
@@ -149,27 +152,24 @@ def test_processes_that_hang_or_crash_are_named_and_the_others_unharmed(tmp_path
     }.items():
         (tmp_path / f"{name}.py").write_text(text)
     driver = """
-import importlib.util, json, os, sys, time
+import json, os, sys, time
 from pathlib import Path
-sys.dont_write_bytecode = True
-spec = importlib.util.spec_from_file_location("import_check", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-sys.modules["import_check"] = module
-spec.loader.exec_module(module)
+from airflow_deployer_pod import import_check as module
 def import_file(file, dags):
     exec(file.read_text(), {"os": os, "time": time})
-    return {"dag_ids": [file.stem], "errors": [], "seconds": 0.0}
+    return {"dag_ids": [file.stem], "imports": [], "errors": [], "seconds": 0.0}
 module.import_file = import_file
-folder = Path(sys.argv[2])
+folder = Path(sys.argv[1])
 results = module.import_files(sorted(folder.iterdir()), folder, 1.0, os.dup(2))
 print(json.dumps({file.stem: [result["dag_ids"], result["errors"]] for file, result in results.items()}))
 """
     run = subprocess.run(
-        [sys.executable, "-c", driver, str(POD_PACKAGE / "import_check.py"), str(tmp_path)],
+        [sys.executable, "-c", driver, str(tmp_path)],
         check=True,
         capture_output=True,
         text=True,
         timeout=30,
+        env=ENVIRONMENT,
     )
     crash = "Crash: the process that imported this file ended with"
     expected = {
@@ -184,10 +184,35 @@ print(json.dumps({file.stem: [result["dag_ids"], result["errors"]] for file, res
 
 def test_a_folder_that_is_not_there_is_no_check() -> None:
     run = subprocess.run(
-        [sys.executable, str(POD_PACKAGE / "import_check.py"), "/nowhere"],
+        [sys.executable, "-m", "airflow_deployer_pod.import_check", "/nowhere"],
         check=False,
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        env=ENVIRONMENT,
     )
     assert (run.returncode, run.stdout, run.stderr) == (1, "", "/nowhere is not a folder.\n")
+
+
+def test_the_projects_own_imports_are_told_from_all_others(import_check: Any, tmp_path: Path) -> None:
+    module = ModuleType("shop")
+    module.__file__ = str(tmp_path / "include" / "shop.py")
+    zipped = ModuleType("packed")
+    zipped.__file__ = str(tmp_path / "dags" / "packed.zip" / "packed.py")
+    this = ModuleType("unusual_prefix_orders")
+    this.__file__ = str(tmp_path / "dags" / "orders.py")
+    modules = {"test_shop": module, "test_packed": zipped, "test_orders": this}
+    sys.modules.update(modules)
+    try:
+        found = import_check.imported_files(tmp_path, tmp_path / "dags" / "orders.py")
+    finally:
+        for name in modules:
+            del sys.modules[name]
+    assert found == ["dags/packed.zip", "include/shop.py"]
+
+
+def test_a_request_has_three_parts(import_check: Any) -> None:
+    request = import_check.Request.parse(b'{"root": "/x", "files": null, "known": {"a": "dags/a.py"}}\n')
+    assert request == import_check.Request(Path("/x"), None, {"a": "dags/a.py"}, database=True)
+    for line in (b"", b"[]", b'{"root": "/x"}'):
+        with pytest.raises(ValueError, match=r"."):
+            import_check.Request.parse(line)
