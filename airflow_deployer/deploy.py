@@ -557,8 +557,10 @@ def _roll_out(
             cluster, names, generation=int(live["metadata"]["generation"]), timeout=timeouts.delete
         )
         pod = cluster.get(POD, names.namespace, names.pod)
-        if pod is None or pod["metadata"].get("deletionTimestamp"):
-            outcome = "created" if changes.get(f"StatefulSet {names.name}") == "created" else "started"
+        if changes.get(f"StatefulSet {names.name}") == "created":
+            outcome = "created"
+        elif pod is None or pod["metadata"].get("deletionTimestamp"):
+            outcome = "started"
         elif options.replace or objects.has_to_go(pod, revision):
             interrupted = _stop(session, pod, secret, step, options)
             outcome = "replaced"
