@@ -3,10 +3,14 @@
 PID 1 of the container `airflow`. It imports nothing but the standard library (and the database driver, for one check),
 so that it is there at once and stays small; Airflow itself runs in its children.
 
-Order of a start: wait for Postgres, compare the schema with the revisions that were written down when the image was
-built (`schema_revisions.py`), `airflow db migrate` only where it is behind, everything that runs no tasks, and once the
-API server answers the scheduler: Airflow 3's tasks talk to that server, and one that meets a closed port has burned its
-attempt.
+Order of a start: the parent that imports Airflow and forks the others (`parent.py`), which takes as long as Postgres
+takes to start; the DAG content on the volume (`content_store.py`); wait for Postgres, compare the schema with the
+revisions that were written down when the image was built (`schema_revisions.py`), `airflow db migrate` only where it is
+behind, everything that runs no tasks, and once the API server answers the scheduler: Airflow 3's tasks talk to that
+server, and one that meets a closed port has burned its attempt.
+
+What the parent cannot start, because it is turned off, has died or refuses, is spawned: slower, and otherwise the same.
+Airflow goes on when the parent dies later; another one is started for the checks of staged DAG files.
 
 Order of a stop (SIGTERM, SIGINT, or a process that died): scheduler first, API server last, because running tasks
 report to it; then whatever is left over is killed. As long as this process lives it holds the lock on the file
@@ -35,12 +39,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from airflow_deployer_pod.content_store import CONTENT_FOLDER, IMAGE_FOLDER, ContentError, Store
+from airflow_deployer_pod.parent import CHECK_SOCKET, Link
+
 # What `GET /api/v2/monitor/health` reports on; it answers HTTP 200 whatever their state, so the JSON has to be read.
 HEALTH_COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
 
 POSTGRES_SECONDS = 300.0  # initdb on a slow disk, or the lock on the volume that a killed pod's survivor still holds
 LOGIN_REFUSED_SECONDS = 15.0  # a server that is still being set up may refuse the login for a moment
 MIGRATION_SECONDS = 1800.0
+PARENT_SECONDS = 120.0  # the import of Airflow, then each fork; what takes longer is killed and done without
+PARENT_PAUSE_SECONDS = 60.0  # from one start of a parent that keeps dying to the next
 API_SERVER_SECONDS = 180.0
 QUIET_SECONDS = 2.0  # a scheduler that has had no task for so long waits for none, and ends in one second
 RELEASE_SECONDS = 5.0  # what the scheduler gets to end its job cleanly once its workers are gone
@@ -76,20 +85,28 @@ class Component:
     Args:
         name: prefix of its log lines.
         argv: the command.
+        entry: the same as a function, `module:function`, for a process that is forked and reads `argv` from `sys.argv`.
         kill_seconds: send SIGKILL after this time. The scheduler's is `Settings.stop_seconds` instead.
         stop_children: send SIGTERM to its children too.
     """
 
     name: str
     argv: tuple[str, ...]
+    entry: str = "airflow.__main__:main"
     kill_seconds: float = 5.0
     stop_children: bool = False
 
 
-# It closes its port at once, finishes the requests it has, and then spends seconds on taking its own objects apart.
+PARENT = Component("parent", (sys.executable, "-P", "-m", "airflow_deployer_pod.parent"))
+# It closes its port at once, finishes the requests it has, and where it is not forked then spends seconds on taking its
+# own objects apart.
 API_SERVER = Component("api-server", ("airflow", "api-server"), kill_seconds=2.0)
 SCHEDULER = Component("scheduler", ("airflow", "scheduler", "--skip-serve-logs"))
-DAG_PROCESSOR = Component("dag-processor", ("airflow", "dag-processor"))
+DAG_PROCESSOR = Component(
+    "dag-processor",
+    (sys.executable, "-P", "-m", "airflow_deployer_pod.dag_processor"),
+    entry="airflow_deployer_pod.dag_processor:main",
+)
 # Alone with its signal, the triggerer's parent waits ten seconds for a child that does not hear it; told both, they end
 # in one second, and the job is recorded as ended, so that the next triggerer takes over what waits without a delay.
 TRIGGERER = Component("triggerer", ("airflow", "triggerer", "--skip-serve-logs"), stop_children=True, kill_seconds=8.0)
@@ -104,6 +121,10 @@ class Settings:
         secrets: the mounted Secret: `sql-alchemy-conn` and `simple-auth-passwords.json` are read.
         shared: the emptyDir shared with the container `postgres`; the file `supervisor.lock` is locked there.
         airflow_home: a writable directory.
+        content: the DAG content on the volume.
+        image_content: the DAG content of the image.
+        content_id: the id of the image's content; empty where the image has none of its own to bring.
+        deployed_at: when `deployer up` deployed it, in seconds since 1970.
         schema: what `schema_revisions.py` wrote.
         termination_log: Kubernetes' `terminationMessagePath`; the cause of a failure goes there.
         api_port: Airflow's API server, on 127.0.0.1.
@@ -111,21 +132,29 @@ class Settings:
         stop_seconds: how long the scheduler may wait for running tasks.
         external_database_managers: whether more than Airflow's own schema has to be migrated, which the check by
             revisions does not see; then every start migrates.
+        fork: whether one parent imports Airflow and forks the processes.
+        check_socket: where that parent checks staged DAG files.
     """
 
     secrets: Path = Path("/run/secrets/airflow-deployer")
     shared: Path = Path("/run/airflow-deployer")
     airflow_home: Path = Path("/home/airflow")
+    content: Path = CONTENT_FOLDER
+    image_content: Path = IMAGE_FOLDER
+    content_id: str = ""
+    deployed_at: int = 0
     schema: Path = SCHEMA_FILE
     termination_log: Path = Path("/dev/termination-log")
     api_port: int = 8080
     probe_port: int = 8081
     stop_seconds: float = 30.0
     external_database_managers: bool = False
+    fork: bool = True
+    check_socket: Path = CHECK_SOCKET
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Read `AIRFLOW_DEPLOYER_STOP_SECONDS` and the settings of Airflow that matter here.
+        """Read the variables `AIRFLOW_DEPLOYER_...` and the settings of Airflow that matter here.
 
         Raises:
             StartError: a value is not a number.
@@ -142,6 +171,9 @@ class Settings:
             api_port=int(number("AIRFLOW__API__PORT", 8080)),
             stop_seconds=number("AIRFLOW_DEPLOYER_STOP_SECONDS", 30.0),
             external_database_managers=bool(environment.get("AIRFLOW__DATABASE__EXTERNAL_DB_MANAGERS", "").strip()),
+            content_id=environment.get("AIRFLOW_DEPLOYER_CONTENT_ID", ""),
+            deployed_at=int(number("AIRFLOW_DEPLOYER_DEPLOYED_AT", 0)),
+            fork=environment.get("AIRFLOW_DEPLOYER_FORK", "1") != "0",
         )
 
 
@@ -151,12 +183,12 @@ class Process:
 
     Args:
         component: what it is.
-        pid: its process id, the id of its session too.
+        pid: its process id, the id of its session too; None until the parent has said that it is there.
         exit_code: None while it runs; negative: the signal that ended it.
     """
 
     component: Component
-    pid: int
+    pid: int | None = None
     exit_code: int | None = None
 
     @property
@@ -166,13 +198,13 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this process alone; does nothing when it has ended."""
-        if self.running:
+        if self.running and self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def ask_to_end(self) -> None:
         """Send SIGTERM, also to its children where the component wants that."""
-        if self.running and self.component.stop_children:
+        if self.running and self.pid is not None and self.component.stop_children:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGTERM)
         else:
@@ -425,7 +457,7 @@ class Answer:
 
 
 class ProbeServer(http.server.ThreadingHTTPServer):
-    """Serves `GET /livez` and `GET /readyz` as JSON."""
+    """Serves `GET /livez`, `GET /readyz` and `GET /content` as JSON."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -466,6 +498,7 @@ class Supervisor:
         scheduler: started once the API server answers, stopped first; its children are the running tasks.
         others: started with the API server; they run no tasks.
         migration: brings the schema up to date.
+        parent: forks the others; its last argument will be the descriptor of the socket that it inherits.
         output: descriptor that all log lines go to.
     """
 
@@ -474,6 +507,7 @@ class Supervisor:
     scheduler: Component = SCHEDULER
     others: tuple[Component, ...] = (DAG_PROCESSOR, TRIGGERER)
     migration: Component = MIGRATION
+    parent: Component = PARENT
     output: int = 1
 
     phase: str = field(default="starting", init=False)
@@ -481,6 +515,12 @@ class Supervisor:
     _signals: int = field(default=0, init=False)
     _beat: float = field(default_factory=time.monotonic, init=False)
     _api_answered: bool = field(default=False, init=False)
+    _parent: Process | None = field(default=None, init=False)
+    _link: Link | None = field(default=None, init=False)
+    _parent_ready: bool = field(default=False, init=False)
+    _parent_wanted: bool = field(default=False, init=False)
+    _parent_started: float = field(default=0.0, init=False)
+    _parent_deadline: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
@@ -488,6 +528,7 @@ class Supervisor:
         self._log_pipe = self._pump.open("supervisor")
         os.set_blocking(self._log_pipe, False)
         self._api = ApiServer(self.settings.api_port)
+        self._store = Store(self.settings.content)
         self._wakeup, self._wakeup_writer = os.pipe()
         os.set_blocking(self._wakeup, False)
         os.set_blocking(self._wakeup_writer, False)
@@ -495,13 +536,15 @@ class Supervisor:
     def run(self) -> int:
         """Run until a signal or until something fails, leave nothing behind, and return the exit code (0 or 1)."""
         self._pump.start()
-        self._adopt_orphans()
-        self._catch_signals()
-        probes = ProbeServer(self.settings.probe_port, {"/livez": self.liveness, "/readyz": self.readiness})
-        threading.Thread(target=probes.serve_forever, name="probes", daemon=True).start()
         exit_code = 0
-        lock = self._lock()
+        lock = probes = None
         try:
+            self._adopt_orphans()
+            self._catch_signals()
+            lock = self._lock()
+            answers = {"/livez": self.liveness, "/readyz": self.readiness, "/content": self.content}
+            probes = ProbeServer(self.settings.probe_port, answers)
+            threading.Thread(target=probes.serve_forever, name="probes", daemon=True).start()
             self._start()
             while True:
                 self._step(1.0)
@@ -520,8 +563,10 @@ class Supervisor:
         self.log(f"Stopped after {time.monotonic() - self._started:.1f} s.")
         os.close(self._log_pipe)
         self._pump.drain(DRAIN_SECONDS)
-        probes.server_close()
-        os.close(lock)
+        if probes:
+            probes.server_close()
+        if lock is not None:
+            os.close(lock)
         return exit_code
 
     def _lock(self) -> int:
@@ -573,23 +618,36 @@ class Supervisor:
         }
         return Answer(not missing, document)
 
+    def content(self) -> Answer:
+        """Which DAG content is live, which one was deployed last and when, and which one the image carries."""
+        return Answer(True, {**self._store.state(), "image": self.settings.content_id})
+
     def _start(self) -> None:
         self._copy_passwords()
+        if self.settings.fork:
+            self._start_parent()
+        if self.settings.content_id:
+            self._enter("preparing the content")
+            self._adopt_content()
         self._enter("waiting for postgres")
         if self._wait_for_schema() != "current":
             self._enter("migrating the database")
             self._migrate()
+        if self._parent and not self._parent_ready:
+            self._enter("importing airflow")
+            while self._parent and not self._parent_ready:
+                self._step(0.2)
         self._enter("starting api-server")
         # What runs no tasks starts beside it: the wait for it is long enough to share a second processor.
         for component in (self.api_server, *self.others):
-            self._spawn(component)
+            self._start_process(component)
         deadline = time.monotonic() + API_SERVER_SECONDS
         while not self._api.answers(1.0):
             if time.monotonic() > deadline:
                 raise StartError(f"the API server did not answer within {API_SERVER_SECONDS:.0f} s.")
-            self._step(0.1)
+            self._step(0.05)
         self._api_answered = True
-        self._spawn(self.scheduler)
+        self._start_process(self.scheduler)
         self._enter("running")
 
     def _enter(self, phase: str) -> None:
@@ -609,6 +667,28 @@ class Supervisor:
         target.touch(mode=0o600, exist_ok=False)
         target.write_bytes(content)
         os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"] = str(target)
+
+    def _adopt_content(self) -> None:
+        """Make the image's DAG content live, unless the volume holds what was deployed or synced since."""
+        failures: list[ContentError] = []
+
+        def adopt() -> None:
+            try:
+                store, settings = self._store, self.settings
+                if store.adopt(settings.image_content, settings.content_id, settings.deployed_at):
+                    self.log(f"The DAG content of the image is live: {settings.content_id[:12]}.")
+                else:
+                    self.log(f"The DAG content of the volume stays live: {store.live_version()}.")
+            except ContentError as error:
+                failures.append(error)
+
+        # A thread of its own: a copy of much content must hold up neither signals nor probes.
+        thread = threading.Thread(target=adopt, name="content", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self._step(0.01)
+        if failures:
+            raise StartError(f"the DAG content cannot be prepared: {failures[0]}")
 
     def _wait_for_schema(self) -> SchemaState:
         known = SchemaRevisions.read(self.settings.schema)
@@ -654,10 +734,10 @@ class Supervisor:
             if cause != told or now - told_at > 15.0:
                 self.log(f"Postgres is not there yet: {cause}")
                 told, told_at = cause, now
-            self._step(0.2)
+            self._step(0.1)
 
     def _migrate(self) -> None:
-        process = self._spawn(self.migration)
+        process = self._start_process(self.migration)
         deadline = time.monotonic() + MIGRATION_SECONDS
         while process.running:
             if time.monotonic() > deadline:
@@ -684,34 +764,126 @@ class Supervisor:
 
     def _wait_for_event(self, seconds: float) -> None:
         self._beat = time.monotonic()
-        select.select([self._wakeup], [], [], seconds)
+        select.select([self._wakeup, *([self._link.fileno()] if self._link else [])], [], [], seconds)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wakeup, 4096)
-        self._reap()
+        ended = self._reap()
+        # Only now, because whatever has ended had said before that it was there.
+        self._hear_parent()
+        for process in (*self.processes.values(), *([self._parent] if self._parent else [])):
+            if process.pid in ended:
+                process.exit_code = ended[process.pid]
+        self._watch_parent()
         self._beat = time.monotonic()
 
-    def _reap(self) -> None:
-        """Collect every child that ended, orphans that were handed to us included."""
-        by_pid = {process.pid: process for process in self.processes.values()}
+    def _reap(self) -> dict[int, int]:
+        """Collect every child that ended, orphans that were handed to us included: exit codes by process id."""
+        ended = {}
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                if pid in by_pid:
-                    by_pid[pid].exit_code = os.waitstatus_to_exitcode(status)
+            while (result := os.waitpid(-1, os.WNOHANG))[0]:
+                ended[result[0]] = os.waitstatus_to_exitcode(result[1])
+        return ended
 
-    def _spawn(self, component: Component) -> Process:
+    def _start_parent(self) -> None:
+        self._parent_started = time.monotonic()
+        self._parent_deadline = self._parent_started + PARENT_SECONDS
+        self._parent_ready = False
+        self._link = Link()
+        with self._link.parents_end() as descriptor:
+            self._parent = Process(self.parent, self._spawn(self.parent, descriptor))
+
+    def _hear_parent(self) -> None:
+        """Take in what the parent says."""
+        if not self._link or not self._parent:
+            return
+        messages = self._link.receive()
+        for message in messages or ():
+            process = self.processes.get(message.get("component", ""))
+            match message["event"]:
+                case "started" if process:
+                    process.pid = message["pid"]
+                case "failed" if process:
+                    self.log(f"The parent cannot fork {process.component.name}: {message['cause']}.")
+                    process.pid = self._spawn(process.component)
+                case "ready":
+                    self._parent_ready = self._parent_wanted = True
+                    self.log(f"The parent has imported Airflow in {message['seconds']:.1f} s.")
+                case "unsafe":
+                    self._parent_wanted = False
+                    self.log(f"Airflow's processes are not forked: {message['cause']}.")
+        if self._parent_ready and all(process.pid is not None for process in self.processes.values()):
+            self._parent_deadline = None
+        late = self._parent_deadline is not None and time.monotonic() > self._parent_deadline
+        if late:
+            self.log(f"Killing the parent, which did nothing for {PARENT_SECONDS:.0f} s.")
+        if late or messages is None:
+            self._parent_deadline = None
+            self._parent.signal(signal.SIGKILL)
+
+    def _watch_parent(self) -> None:
+        """Do without a parent that has died, and start another one in time, for the checks of staged DAG files."""
+        if self._link and self._parent and self._parent.exit_code is not None:
+            cause = exit_cause(self._parent.exit_code)
+            self._link.close()
+            self._link = self._parent = None
+            # Where nobody listens, whoever wants a check had better not connect.
+            self.settings.check_socket.unlink(missing_ok=True)
+            if self.phase == "stopping":
+                return
+            self.log(f"The parent ended with {cause}.")
+            for process in self.processes.values():
+                if process.pid is None:
+                    process.pid = self._spawn(process.component)
+        elif (
+            not self._parent
+            and self._parent_wanted
+            and self.phase == "running"
+            and time.monotonic() - self._parent_started > PARENT_PAUSE_SECONDS
+        ):
+            self._start_parent()
+
+    def _end_parent(self) -> None:
+        """End the parent, which has nothing to lose; what it was still asked to start has never begun."""
+        if self._parent:
+            self._parent.signal(signal.SIGKILL)
+            self._wait_until(lambda: self._parent is None, SWEEP_SECONDS)
+        for name in [name for name, process in self.processes.items() if process.pid is None]:
+            del self.processes[name]
+
+    def _start_process(self, component: Component) -> Process:
+        """Start a component: forked where there is a parent, else spawned."""
+        self.processes[component.name] = process = Process(component)
+        if self._link:
+            writer = self._pump.open(component.name)
+            try:
+                self._link.start(component.name, component.entry, component.argv, writer)
+                self._parent_deadline = time.monotonic() + PARENT_SECONDS
+                return process
+            except OSError:
+                pass  # it has just died, which will be noticed
+            finally:
+                os.close(writer)
+        process.pid = self._spawn(component)
+        return process
+
+    def _spawn(self, component: Component, inherited: int | None = None) -> int:
+        """Start a component as a program of its own; return its process id.
+
+        Args:
+            inherited: a descriptor that it gets as its third one, whose number becomes the last argument.
+        """
         writer = self._pump.open(component.name)
+        argv = component.argv if inherited is None else (*component.argv, "3")
         try:
-            pid = os.posix_spawnp(
-                component.argv[0],
-                component.argv,
+            return os.posix_spawnp(
+                argv[0],
+                argv,
                 os.environ,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, writer, 1),
                     (os.POSIX_SPAWN_DUP2, writer, 2),
+                    *([] if inherited is None else [(os.POSIX_SPAWN_DUP2, inherited, 3)]),
                 ],
                 # A session of its own: no signal meant for it reaches the others.
                 setsid=True,
@@ -722,13 +894,12 @@ class Supervisor:
             raise StartError(f"{component.name} cannot be started: {error}.") from None
         finally:
             os.close(writer)
-        self.processes[component.name] = process = Process(component, pid)
-        return process
 
     def _stop(self) -> None:
         self._enter("stopping")
         # A signal that arrives from now on means: do not wait.
         self._signals = 0
+        self._end_parent()
         scheduler = self.processes.get(self.scheduler.name)
         if scheduler and scheduler.running:
             scheduler.ask_to_end()
@@ -783,7 +954,7 @@ class Supervisor:
             self._wait_for_event(0.2)
         if scheduler.running and self._runs_tasks(scheduler):
             self.log("Ending the running tasks; they start over at the next start.")
-            for pid in descendants(scheduler.pid, read_parents()):
+            for pid in self._below(scheduler, read_parents()):
                 _kill(pid)
         self._wait_until(lambda: not scheduler.running, QUIET_SECONDS)
         # Once more: Python drops what a signal raises while it forks, and a scheduler that starts forks its workers.
@@ -826,11 +997,15 @@ class Supervisor:
 
     def _strays(self) -> list[int]:
         parents = read_parents()
-        owned: set[int] = set()
-        for process in self.processes.values():
+        owned: set[int | None] = set()
+        for process in (*self.processes.values(), *([self._parent] if self._parent else [])):
             if process.running:
-                owned.update((process.pid, *descendants(process.pid, parents)))
+                owned.update((process.pid, *self._below(process, parents)))
         return [pid for pid in descendants(os.getpid(), parents) if pid not in owned]
+
+    @staticmethod
+    def _below(process: Process, parents: Mapping[int, int]) -> list[int]:
+        return [] if process.pid is None else descendants(process.pid, parents)
 
     def _adopt_orphans(self) -> None:
         """Have orphans handed to us also where we are not PID 1 (a runtime's own init, a shared process namespace)."""

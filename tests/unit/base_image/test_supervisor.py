@@ -200,32 +200,47 @@ def test_a_closed_port_is_no_health(supervisor: Any) -> None:
 
 
 DRIVER = """
-import dataclasses, importlib.util, json, os, signal, sys
+import json, sys
 from pathlib import Path
 sys.dont_write_bytecode = True
-spec = importlib.util.spec_from_file_location("supervisor", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-sys.modules["supervisor"] = module
-spec.loader.exec_module(module)
+from airflow_deployer_pod import supervisor as module
 module.QUIET_SECONDS = 0.5
-folder, ports, programs = Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
+module.PARENT_PAUSE_SECONDS = 0.5
+module.PARENT_SECONDS = 2.0
+folder, ports, programs = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
 class WithoutPostgres(module.Supervisor):
     def _wait_for_schema(self):
         return programs.get("schema", "current")
 
 def component(name, **more):
-    return module.Component(name, (sys.executable, "-S", "-c", programs[name]), **more)
+    return module.Component(name, (sys.executable, "-S", "-c", programs[name]), entry="stand_in:main", **more)
 
 settings = module.Settings(
     secrets=folder / "secrets", shared=folder / "shared", airflow_home=folder / "home",
+    content=folder / "content", image_content=folder / "image", content_id=programs.get("content-id", ""),
     termination_log=folder / "termination-log", api_port=ports[0], probe_port=ports[1],
-    stop_seconds=programs.get("stop-seconds", 5.0),
+    stop_seconds=programs.get("stop-seconds", 5.0), fork=programs["fork"], check_socket=folder / "check.sock",
 )
 sys.exit(WithoutPostgres(
     settings, component("api-server"), component("scheduler"), (component("triggerer", stop_children=True),),
-    component("migration"),
+    component("migration"), component("parent"),
 ).run())
+"""
+
+# The parent with a module in the place of Airflow; what it forks runs the program that is its last argument.
+STAND_IN = """
+import sys
+def main():
+    exec(sys.argv[-1], {"__name__": "__main__"})
+def answer(connection):
+    connection.sendall(b"checked " + connection.recv(100))
+"""
+PARENT = """
+import socket, sys
+from pathlib import Path
+from airflow_deployer_pod.parent import Parent
+Parent(socket.socket(fileno=int(sys.argv[-1])), Path(CHECK_SOCKET), ["stand_in"], ["json"], "stand_in:answer").run()
 """
 
 # Each program writes down when it starts and ends, so that the order can be seen in the log.
@@ -288,26 +303,22 @@ class Life:
             (folder / name).mkdir()
         if programs.get("password-file", True):
             (folder / "secrets" / "simple-auth-passwords.json").write_text('{"admin": "pw"}')
+        (folder / "stand_in.py").write_text(STAND_IN)
+        self.check_socket = folder / "check.sock"
         self.log = folder / "log"
         defaults = {
             "api-server": API.replace("PORT", str(ports[0])).replace("HEALTH", repr(HEALTHY)),
             "scheduler": ENDS_ON_SIGTERM,
             "triggerer": ENDS_ON_SIGTERM,
             "migration": "print('migrated')",
+            "parent": PARENT.replace("CHECK_SOCKET", repr(str(self.check_socket))),
         }
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    DRIVER,
-                    str(POD_PACKAGE / "supervisor.py"),
-                    str(folder),
-                    json.dumps(ports),
-                    json.dumps(defaults | programs),
-                ],
+                [sys.executable, "-c", DRIVER, str(folder), json.dumps(ports), json.dumps(defaults | programs)],
                 stdout=output,
                 stderr=output,
+                env=os.environ | {"PYTHONPATH": f"{POD_PACKAGE.parent}:{folder}"},
             )
 
     @property
@@ -346,12 +357,13 @@ class Life:
 Start = Callable[..., Life]
 
 
-@pytest.fixture
-def start(tmp_path: Path, unused_ports: list[int]) -> Iterator[Start]:
+@pytest.fixture(params=[True, False], ids=["forked", "spawned"])
+def start(request: pytest.FixtureRequest, tmp_path: Path, unused_ports: list[int]) -> Iterator[Start]:
     """Start a supervisor with programs of one's own in the place of Airflow's."""
     lives = []
 
     def begin(**programs: Any) -> Life:
+        programs.setdefault("fork", request.param)
         life = Life(tmp_path, unused_ports, {name.replace("_", "-"): text for name, text in programs.items()})
         lives.append(life)
         return life
@@ -435,6 +447,11 @@ def test_a_missing_secret_is_fatal(start: Start, tmp_path: Path) -> None:
     assert (tmp_path / "termination-log").read_text().startswith("The login of Airflow cannot be read from the Secret")
 
 
+def parent_of(pid: int) -> int:
+    """The process id of its parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def task_of(life: Life) -> int:
     """The process id of the task that `WITH_WORKER` started."""
     return int(life.wait_for("[scheduler] worker").rpartition(" ")[2])
@@ -490,9 +507,10 @@ while True:
 def test_the_workers_of_a_killed_scheduler_do_not_survive_it(start: Start) -> None:
     life = start(scheduler=WITH_WORKER)
     task = task_of(life)
-    children = Path(f"/proc/{life.process.pid}/task/{life.process.pid}/children").read_text().split()
-    scheduler = next(pid for pid in children if b"waiting for tasks" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    os.kill(int(scheduler), signal.SIGKILL)
+    worker = parent_of(task)
+    scheduler = parent_of(worker)
+    assert parent_of(scheduler) == life.process.pid
+    os.kill(scheduler, signal.SIGKILL)
     assert life.end() == 1
     assert any("scheduler ended with signal SIGKILL" in line for line in life.lines)
     assert not Path(f"/proc/{task}").exists()
