@@ -1,0 +1,254 @@
+"""Following the logs of the pod's containers, through restarts of the pod and of the API server, each line once.
+
+The API's parameters are those of
+https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#get-read-log-of-the-specified-pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from airflow_deployer.api_streams import ApiServer, RefusedError, UnavailableError, cause
+
+if TYPE_CHECKING:
+    import aiohttp
+
+# A log that stays silent for so long is asked for again: that is how a connection that died with the laptop's sleep is
+# noticed, and it costs nothing where it had not.
+_SILENCE = 30.0
+_ANSWER = 15.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+_LONGEST_LINE = 1 << 20
+
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ?")
+_COMPONENT = re.compile(r"\[([a-z-]+)\] ?")
+# Airflow's own lines, as structlog writes them: time, level, and an event that is padded before its fields. The
+# supervisor's have no level.
+_AIRFLOW = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z (?:\[([a-z]+) *\] ?)?")
+_POSTGRES = re.compile(r"[\d-]+ [\d:.]+ \S+ \[\d+\] (LOG|WARNING|ERROR|FATAL|PANIC): +")
+_POSTGRES_LEVELS = {"LOG": "info", "WARNING": "warning", "ERROR": "error", "FATAL": "error", "PANIC": "critical"}
+_ROUTINE_LEVELS = ("info", "debug")
+# What they have to tell in passing is told every few seconds, or is told by us.
+_CHATTY = ("dag-processor", "triggerer", "api-server", "postgres")
+_HEARTBEATS = ("Adopting or resetting orphaned tasks",)
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of a log.
+
+    Attributes:
+        component: who wrote it: `scheduler`, `api-server`, `supervisor`, `postgres`, ...
+        level: `debug`, `info`, `warning`, `error` or `critical`; a line that names none has that of the one before it.
+        text: the line without time, component and level.
+    """
+
+    component: str
+    level: str
+    text: str
+
+    @property
+    def is_routine(self) -> bool:
+        """True for what says no more than that all goes on as it should."""
+        if self.level not in _ROUTINE_LEVELS:
+            return False
+        return self.component in _CHATTY or self.text.startswith(_HEARTBEATS)
+
+
+class LineParser:
+    """Takes the lines of one container apart; keeps what a line without a level inherits.
+
+    Args:
+        container: who wrote a line that does not say who wrote it.
+    """
+
+    def __init__(self, container: str) -> None:
+        self._container = container
+        self._levels: dict[str, str] = {}
+
+    def parse(self, text: str) -> LogLine:
+        """Parse one line, its API time stamp taken off."""
+        component = self._container
+        if match := _COMPONENT.match(text):
+            component, text = match[1], text[match.end() :]
+        if match := _AIRFLOW.match(text):
+            self._levels[component] = match[1] or "info"
+            text = re.sub(r" {2,}", "  ", text[match.end() :])
+        elif match := _POSTGRES.match(text):
+            self._levels[component] = _POSTGRES_LEVELS[match[1]]
+            text = text[match.end() :]
+        return LogLine(component, self._levels.get(component, "info"), text.rstrip())
+
+
+class PodApi(ApiServer):
+    """The API server of a context, with what following logs asks of it."""
+
+    async def container_id(self, namespace: str, pod: str, container: str) -> str | None:
+        """Ask which container runs, or ran last, under this name; None before the first one.
+
+        Raises:
+            UnavailableError: no answer, or no such pod.
+            RefusedError: these credentials may not.
+        """
+        async with self._get(_pod_path(namespace, pod), (), _ANSWER) as response:
+            status = (await response.json()).get("status", {})
+        found = (item for item in status.get("containerStatuses", []) if item["name"] == container)
+        return next((item.get("containerID") for item in found), None)
+
+    async def follow_log(
+        self, namespace: str, pod: str, container: str, query: Sequence[tuple[str, str]]
+    ) -> AsyncIterator[str]:
+        """Yield the lines of a container's log as they are written, until the container ends.
+
+        Args:
+            query: further parameters.
+
+        Raises:
+            UnavailableError: not now, or no longer.
+            RefusedError: these credentials may not.
+        """
+        path = _pod_path(namespace, pod) + "/log"
+        query = [("container", container), ("follow", "true"), ("timestamps", "true"), *query]
+        pending = b""
+        async with self._get(path, query, _SILENCE) as response:
+            async for chunk in response.content.iter_any():
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    yield line.decode(errors="replace")
+                if len(pending) > _LONGEST_LINE:
+                    yield pending.decode(errors="replace")
+                    pending = b""
+        if pending:
+            yield pending.decode(errors="replace")
+
+    @contextlib.asynccontextmanager
+    async def _get(
+        self, path: str, query: Sequence[tuple[str, str]], silence: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence)
+        url = f"{self._server}{path}?{urlencode(query)}"
+        loads = self._loads
+        try:
+            async with self._session.get(url, timeout=timeout, **self._request) as response:
+                if response.status == 401:
+                    await self._reload(loads)
+                    raise UnavailableError("the API server does not accept the credentials (401)")
+                if response.status == 403:
+                    raise RefusedError("forbidden (403): it takes the verb get on pods and pods/log")
+                if response.status >= 400:
+                    raise UnavailableError(
+                        "there is no such pod" if response.status == 404 else f"not now (HTTP {response.status})"
+                    )
+                yield response
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            raise UnavailableError(f"the API server cannot be reached: {cause(error)}") from error
+
+
+def _pod_path(namespace: str, pod: str) -> str:
+    return f"/api/v1/namespaces/{quote(namespace)}/pods/{quote(pod)}"
+
+
+class PodLog:
+    """The log of one container name, from the first `follow` on; can be left and followed again.
+
+    Args:
+        api: where the pod is.
+        namespace: the pod's.
+        pod: its name; other pods of that name may come.
+        container: `airflow` or `postgres`.
+    """
+
+    def __init__(self, api: PodApi, namespace: str, pod: str, container: str) -> None:
+        self._api = api
+        self._place = (namespace, pod, container)
+        self._parser = LineParser(container)
+        self._container_id: str | None = None
+        self._position: _Position | None = None
+
+    async def follow(self, on_line: Callable[[LogLine], None]) -> None:
+        """Tell each line that is written from now on, until cancelled.
+
+        Raises:
+            RefusedError: the credentials do not allow reading logs.
+        """
+        pause = _FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            try:
+                query = await self._resume()
+                async for line in self._api.follow_log(*self._place, query):
+                    self._take(line, on_line)
+            except UnavailableError:
+                # Whoever needs the pod says so; a log is only silent.
+                pass
+            if time.monotonic() - began > _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _resume(self) -> list[tuple[str, str]]:
+        """Say from where on to read: the end at first, then where it was left, then all of each new container."""
+        container_id = await self._api.container_id(*self._place)
+        if self._position is None:
+            self._container_id, self._position = container_id, _Position([("tailLines", "0")])
+        elif container_id != self._container_id:
+            # Another container, perhaps on another node with another clock.
+            self._container_id, self._position = container_id, _Position([])
+        return self._position.query()
+
+    def _take(self, line: str, on_line: Callable[[LogLine], None]) -> None:
+        match = _STAMP.match(line)
+        if match is None or self._position is None:
+            return
+        if self._position.passes(_nanoseconds(match)):
+            on_line(self._parser.parse(line[match.end() :]))
+
+
+class _Position:
+    """Where in a log we are. `sinceTime` has whole seconds, so what comes again is counted off.
+
+    Args:
+        start: the parameters to begin with.
+    """
+
+    def __init__(self, start: list[tuple[str, str]]) -> None:
+        self._start = start
+        self._last: int | None = None
+        self._taken_of_last = 0
+        self._again = 0
+
+    def query(self) -> list[tuple[str, str]]:
+        """The parameters to go on from here."""
+        self._again = self._taken_of_last
+        if self._last is None:
+            return self._start
+        since = datetime.fromtimestamp(self._last // 1_000_000_000, timezone.utc)
+        return [("sinceTime", since.strftime("%Y-%m-%dT%H:%M:%SZ"))]
+
+    def passes(self, moment: int) -> bool:
+        """Note a line of that time (nanoseconds since the epoch); False when it was taken before."""
+        if self._last is not None and moment < self._last:
+            return False
+        if moment == self._last:
+            if self._again:
+                self._again -= 1
+                return False
+            self._taken_of_last += 1
+            return True
+        self._last, self._taken_of_last, self._again = moment, 1, 0
+        return True
+
+
+def _nanoseconds(stamp: re.Match[str]) -> int:
+    seconds = datetime.fromisoformat(stamp[1] + stamp[3].replace("Z", "+00:00")).timestamp()
+    return int(seconds) * 1_000_000_000 + int((stamp[2] or "0").ljust(9, "0"))
