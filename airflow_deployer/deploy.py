@@ -504,7 +504,7 @@ def _switch(session: Session, hot: HotDeploy, image: Image, pod: Object, progres
     """Make the content live while the node pulls the image."""
     cluster, names, timeouts = session.cluster, session.names, session.settings.timeouts
     with progress.step("DAG content") as step, ThreadPoolExecutor(max_workers=1) as pool:
-        pulling = pool.submit(image_pull.ensure_pulled, cluster, names, image.reference, pod, timeout=timeouts.ready)
+        pulling = pool.submit(image_pull.ensure_pulled, cluster, names, [image.reference], pod, timeout=timeouts.ready)
         live = hot.switch(image.deployed_at, timeout=timeouts.live)
         step.update("waiting for the node to pull the image")
         if warning := pulling.result():
@@ -562,6 +562,7 @@ def _roll_out(
         elif pod is None or pod["metadata"].get("deletionTimestamp"):
             outcome = "started"
         elif options.replace or objects.has_to_go(pod, revision):
+            _pull_ahead(session, live, pod, step, progress)
             interrupted = _stop(session, pod, secret, step, options)
             outcome = "replaced"
         else:
@@ -573,6 +574,22 @@ def _roll_out(
             f"{len(interrupted)} running task(s) were cut off and start over: {', '.join(map(str, interrupted))}"
         )
     return pod, outcome, interrupted
+
+
+def _pull_ahead(session: Session, stateful_set: Object, pod: Object, step: Step, progress: Progress) -> None:
+    """Have the node pull what the next pod needs while this one still serves.
+
+    Raises:
+        RolloutError: it cannot; the pod goes on.
+    """
+    held = {container["image"] for container in pod["spec"]["containers"]}
+    wanted = {container["image"] for container in stateful_set["spec"]["template"]["spec"]["containers"]}
+    if wanted <= held or not diagnosis.diagnose(pod).ready:
+        return
+    step.update("the node pulls the new image")
+    timeout = session.settings.timeouts.ready
+    if warning := image_pull.ensure_pulled(session.cluster, session.names, sorted(wanted - held), pod, timeout=timeout):
+        progress.warning(warning)
 
 
 def _stop(

@@ -1,4 +1,4 @@
-"""Having the node pull an image ahead: a restart in the night must not depend on the registry.
+"""Having the node pull images ahead: neither a restart in the night nor a pod's replacement should wait for a registry.
 
 A short-lived pod on the node in question does it, since Kubernetes has no other way to ask for a pull.
 """
@@ -13,11 +13,11 @@ from airflow_deployer.errors import RolloutError
 from airflow_deployer.manifests import Names, make_pull_pod
 
 
-def ensure_pulled(cluster: Cluster, names: Names, image: str, pod: Object, *, timeout: float) -> str:
-    """Have the node of `pod` hold an image; return a warning where the cluster does not allow it, else nothing.
+def ensure_pulled(cluster: Cluster, names: Names, images: list[str], pod: Object, *, timeout: float) -> str:
+    """Have the node of `pod` hold images; return a warning where the cluster does not allow it, else nothing.
 
     Args:
-        image: the reference as the node pulls it.
+        images: references as the node pulls them.
         pod: the deployment's running pod; gives the node and the registry login.
         timeout: seconds.
 
@@ -25,14 +25,14 @@ def ensure_pulled(cluster: Cluster, names: Names, image: str, pod: Object, *, ti
         RolloutError: the node cannot pull it; with the cause.
     """
     body = make_pull_pod(
-        names, image, node=pod["spec"]["nodeName"], pull_secrets=pod["spec"].get("imagePullSecrets") or []
+        names, images, node=pod["spec"]["nodeName"], pull_secrets=pod["spec"].get("imagePullSecrets") or []
     )
     try:
         uid = _create(cluster, names, body)
     except ApiError as error:
         if error.status not in (403, 409, 422):
             raise
-        return f"the image was not pulled ahead, so a restart of the pod needs the registry: {error.message}"
+        return f"the image was not pulled ahead, so a new pod has to wait for the registry: {error.message}"
     try:
         _wait_pulled(cluster, names, uid, timeout)
     finally:
@@ -64,7 +64,7 @@ def _wait_pulled(cluster: Cluster, names: Names, uid: str, timeout: float) -> No
             if seen is None or seen["metadata"]["uid"] != uid:
                 continue
             states = [status.get("state", {}) for status in seen.get("status", {}).get("containerStatuses", [])]
-            if any("running" in state or "terminated" in state for state in states):
+            if states and all("running" in state or "terminated" in state for state in states):
                 return
             found = diagnosis.diagnose(seen)
             cause = found.summary

@@ -261,8 +261,8 @@ def make_stateful_set(
     }
 
 
-def make_pull_pod(names: Names, image: str, *, node: str, pull_secrets: list[Object]) -> Object:
-    """A pod that does nothing but need the image, on that node.
+def make_pull_pod(names: Names, images: list[str], *, node: str, pull_secrets: list[Object]) -> Object:
+    """A pod that does nothing but need the images, on that node.
 
     Args:
         node: its name; the scheduler is not asked.
@@ -280,7 +280,7 @@ def make_pull_pod(names: Names, image: str, *, node: str, pull_secrets: list[Obj
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [
             {
-                "name": "pull",
+                "name": f"pull-{number}",
                 "image": image,
                 "imagePullPolicy": "IfNotPresent",
                 "command": ["true"],
@@ -290,6 +290,7 @@ def make_pull_pod(names: Names, image: str, *, node: str, pull_secrets: list[Obj
                     "limits": {"cpu": "1", "memory": "64Mi"},
                 },
             }
+            for number, image in enumerate(images)
         ],
     }
     if pull_secrets:
