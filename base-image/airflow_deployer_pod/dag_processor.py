@@ -27,7 +27,8 @@ from airflow.dag_processing.manager import DagFileInfo, DagFileProcessorManager
 from airflow.dag_processing.processor import DagFileProcessorProcess
 
 from airflow_deployer_pod.content_agent import WAKE_SOCKET
-from airflow_deployer_pod.dag_bundle import ContentBundle, use_root
+from airflow_deployer_pod.dag_bundle import ContentBundle
+from airflow_deployer_pod.import_root import use_root
 
 _DATAGRAM = 64
 

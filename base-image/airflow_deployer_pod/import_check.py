@@ -21,7 +21,7 @@ count from 1 and are null where none is known. The document:
                     path and line: where in the project it happened; dag_file: the file that was being imported;
                     kind: syntax, import, cycle, timeout, crash; traceback: its lines from the project's own on
     needs_database  [same as errors]  a Variable, a Connection or a table was asked for while importing, which only
-                    the deployment's own database can answer (empty for a request, which has it)
+                    the deployment's own database can answer (a request has it, but cannot set a Variable)
     duplicates      [{dag_id, places: [{path, line}]}]  one id, several DAGs: Airflow would show one of them, at random
     skipped         [path]  Python files that lack the words "airflow" and "dag" (Airflow's safe mode)
 
@@ -48,6 +48,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from airflow_deployer_pod.content_store import CONTENT_FOLDER, IMAGE_FOLDER
+from airflow_deployer_pod.import_root import use_root
 
 _MESSAGE_LENGTH = 500
 _TRACEBACK_LINES = 20
@@ -59,6 +60,8 @@ _NEEDS_DATABASE = re.compile(
     r"|KeyError: .Variable .* does not exist"
     r"|OperationalError: \(sqlite3\.OperationalError\) no such table"
 )
+# What it raises, outside a task and outside the DAG processor, for what can only be done there (`Variable.set`).
+_NEEDS_AIRFLOW = re.compile(r"SUPERVISOR_COMMS")
 _FRAME = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+)')
 _EXCEPTION = re.compile(r"^(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$", re.DOTALL)
 _KINDS = {
@@ -143,6 +146,11 @@ def parse_traceback(text: str) -> RaisedException:
 def needs_database(text: str) -> bool:
     """Whether an import failed, directly or in consequence, because there is no database to ask."""
     return _NEEDS_DATABASE.search(text) is not None
+
+
+def needs_airflow(text: str) -> bool:
+    """Whether an import failed because it asked for what Airflow grants only in its own processes."""
+    return _NEEDS_AIRFLOW.search(text) is not None
 
 
 def describe(text: str, dag_file: Path, root: Path) -> Finding:
@@ -425,8 +433,6 @@ def check(request: Request, result_descriptor: int) -> dict[str, Any]:
     import airflow.serialization.serialized_objects
     from airflow.configuration import conf
 
-    from airflow_deployer_pod.dag_bundle import use_root
-
     root, dags = request.root, request.root / "dags"
     use_root(root, CONTENT_FOLDER)
     limit = max(
@@ -441,7 +447,8 @@ def check(request: Request, result_descriptor: int) -> dict[str, Any]:
             finding = describe(text, file, root)
             if finding["exception"] == "Crash":
                 finding["kind"] = "crash"
-            (unanswered if needs_database(text) and not request.database else errors).append(finding)
+            unknown = needs_airflow(text) if request.database else needs_database(text) or needs_airflow(text)
+            (unanswered if unknown else errors).append(finding)
     dag_ids = {file: list(results[file]["dag_ids"]) for file in files}
     for dag_id, path in request.known.items():
         dag_ids.setdefault(root / path, []).append(dag_id)
