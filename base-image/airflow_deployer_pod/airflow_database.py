@@ -7,17 +7,21 @@ failed, `dag_priority_parsing_request` is how a parse is asked for (`airflow/mod
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from airflow_deployer_pod.supervisor import libpq_url
-
 BUNDLE_NAME = "dags"
 
 CONNECTION_FILE = Path("/run/secrets/airflow-deployer/sql-alchemy-conn")
+
+
+def libpq_url(sqlalchemy_url: str) -> str:
+    """Turn SQLAlchemy's `postgresql+psycopg2://...` into the URL that Postgres' own library takes."""
+    return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", sqlalchemy_url.strip())
 
 
 class DatabaseError(Exception):

@@ -42,7 +42,6 @@ import json
 import os
 import select
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -441,6 +440,8 @@ def _ask(connection: socket.socket, line: bytes) -> bytes:
 
 
 def _check_in_fresh_process(line: bytes) -> tuple[bytes, str]:
+    import subprocess
+
     run = subprocess.run(
         [sys.executable, "-P", "-m", "airflow_deployer_pod.import_check", "--request"],
         input=line,

@@ -10,8 +10,8 @@
 A version is the first 12 hex digits of its content id. It exists once both its manifest and its folder are there, and
 the folder comes last, by a rename: cut off at any point, what was live stays live and nothing half-written has a name.
 `dag_files` is what the import check learned, per DAG file: `{"dag_ids": [...], "imports": [project files] | null,
-"broken": bool}`; null where nothing is known yet. Only the standard library: the supervisor and the agent must start
-fast.
+"broken": bool}`; null where nothing is known yet. Only the standard library, and of that no more than is needed: the
+supervisor and the agent must start fast.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -335,7 +333,7 @@ class Store:
             raise
 
     def _begin(self, manifest: Manifest, base: Manifest, lock: Lock) -> Stage:
-        folder = self.staging / secrets.token_hex(8)
+        folder = self.staging / _random_name()
         stage = Stage(self, manifest, folder, lock)
         try:
             with _reported():
@@ -384,7 +382,7 @@ class Store:
                 removed = [version for version in newest if version not in keep]
                 for version in removed:
                     # Moved away first: a version whose removal is cut off is none that anybody could still use.
-                    leftover = self.staging / secrets.token_hex(8)
+                    leftover = self.staging / _random_name()
                     (self.versions / version).rename(leftover)
                     (self.manifests / f"{version}.json").unlink(missing_ok=True)
                     _remove_tree(leftover)
@@ -402,7 +400,7 @@ class Store:
         self._write(self.manifests / f"{manifest.version}.json", document)
 
     def _write(self, target: Path, document: Mapping[str, Any]) -> None:
-        new = self.staging / f"{target.name}.{secrets.token_hex(8)}"
+        new = self.staging / f"{target.name}.{_random_name()}"
         with new.open("wb") as stream:
             stream.write(json.dumps(document, separators=(",", ":")).encode())
             stream.flush()
@@ -585,7 +583,7 @@ class Stage:
                 if before.files.get(path) != entry:
                     # Airflow parses again at once what is newer than its last parse; an old version has old times.
                     os.utime(root + path, ns=(now, now))
-            link = store.staging / secrets.token_hex(8)
+            link = store.staging / _random_name()
             link.symlink_to(Path("versions", version))
             at = time.time()
             link.rename(store.current)
@@ -631,8 +629,14 @@ def _link(source: str, target: str) -> bool:
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
             raise
+        import shutil
+
         shutil.copy2(source, target)
     return True
+
+
+def _random_name() -> str:
+    return os.urandom(8).hex()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -645,6 +649,8 @@ def _sync_folder(folder: Path) -> None:
 
 def _remove_tree(folder: Path) -> None:
     """Remove a folder or a file as far as possible: what is left over is tried again by the next one with the lock."""
+    import shutil
+
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
     else:

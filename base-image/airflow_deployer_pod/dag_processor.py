@@ -5,6 +5,10 @@
 What it changes in `DagFileProcessorManager` of Airflow 3.3 (`airflow/dag_processing/manager.py`):
 
 - A datagram to its socket ends the sleep of its loop, which is up to a second, and has it refresh the bundle.
+- Its loop goes round once a second, when it is woken, and when a parse has ended; not for each message of a parse, with
+  five queries each time. A parse that has closed its sockets but not ended yet is looked at again at once, not a second
+  later.
+- After a refresh only what changed is read to see whether it may hold DAGs, not every file.
 - A file that was queued before a switch is parsed from the version after it: the queue remembers where a file was.
 - What was parsed from an older version is dropped, and the file parsed again: Airflow would store it under the new one.
 """
@@ -18,6 +22,8 @@ import selectors
 import signal
 import socket
 import sys
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +31,14 @@ import attrs
 from airflow.dag_processing.bundles.base import BaseDagBundle
 from airflow.dag_processing.manager import DagFileInfo, DagFileProcessorManager
 from airflow.dag_processing.processor import DagFileProcessorProcess
+from airflow.utils.file import might_contain_dag
 
 from airflow_deployer_pod.content_agent import WAKE_SOCKET
 from airflow_deployer_pod.dag_bundle import ContentBundle
 from airflow_deployer_pod.import_root import use_root
 
 _DATAGRAM = 64
+_ENDING_SECONDS = 0.005
 
 
 @attrs.define(kw_only=True)
@@ -39,6 +47,8 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
 
     wake_socket: Path = WAKE_SOCKET
     _parsed_paths: dict[DagFileInfo, Path | None] = attrs.field(factory=dict, init=False)
+    _awake: bool = attrs.field(default=False, init=False)
+    _dag_files: dict[tuple[str, str], bool] = attrs.field(factory=dict, init=False)
 
     def prepare_process_context(self) -> None:
         """Add the socket to what the loop waits for."""
@@ -61,7 +71,20 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
             while True:
                 receiver.recv(_DATAGRAM)
         self.request_bundle_refresh([bundle.name for bundle in self._dag_bundles])
+        self._awake = True
         return True
+
+    def _service_processor_sockets(self, timeout: float | None = 1.0) -> None:
+        """Serve the parses until there is something to do in the loop, at most `timeout` seconds."""
+        deadline = time.monotonic() + (timeout or 0.0)
+        self._awake = False
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            # The end of a process is no event.
+            ending = any(not process._open_sockets for process in self._processors.values())
+            super()._service_processor_sockets(min(left, _ENDING_SECONDS) if ending else left)
+            if self._awake or not left or any(process.is_ready for process in self._processors.values()):
+                return
 
     def claim_priority_files(self) -> list[DagFileInfo]:
         """The files to parse first, looked for where they will be after the refresh that follows.
@@ -78,6 +101,23 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
                     for file in files
                 ]
         return files
+
+    def _find_files_in_bundle(self, bundle: BaseDagBundle) -> list[Path]:
+        """The DAG files of the bundle, below its path: what `list_py_file_paths` in `airflow/utils/file.py` finds."""
+        manifest = bundle.store.manifest(bundle.path.parent.name) if isinstance(bundle, ContentBundle) else None
+        if manifest is None or any(path.endswith("/.airflowignore") for path in manifest.files):
+            found: list[Path] = super()._find_files_in_bundle(bundle)
+            return found
+        known, self._dag_files = self._dag_files, {}
+        for path, entry in manifest.files.items():
+            if path.startswith("dags/"):
+                key = (path, entry.sha256)
+                self._dag_files[key] = known[key] if key in known else self._is_dag_file(bundle.path.parent / path)
+        return [Path(path.removeprefix("dags/")) for (path, _), found in self._dag_files.items() if found]
+
+    def _is_dag_file(self, file: Path) -> bool:
+        is_module = file.suffix == ".py" or zipfile.is_zipfile(file)
+        return is_module and bool(might_contain_dag(str(file), self.dag_discovery_safe_mode))
 
     def _create_process(self, dag_file: DagFileInfo) -> DagFileProcessorProcess:
         """Parse a file from the version that is current now; a callback runs on the version that it names."""
