@@ -57,9 +57,9 @@ $(READY): pyproject.toml requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-bench: $(READY) ## measure on the real cluster, side by side with the blog's manifest (needs kubectl)
+bench: $(READY) ## measure every budget on the real cluster, side by side with docker and kubectl (bench/README.md)
 	$(BIN)/deployer cluster up
-	$(BIN)/python bench/fresh_namespace.py --json bench/results.json
+	$(BIN)/python -m bench
 
 clean: ## remove what the targets above made here
 	rm -rf $(VENV) artifacts .mypy_cache .pytest_cache .ruff_cache

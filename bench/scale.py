@@ -1,0 +1,62 @@
+"""Rows: what an edit costs as the project grows; it must cost what has changed, not what is there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from bench.measure import QUICK_ROUNDS, SLOW_ROUNDS, Group, Row, Side
+from bench.programs import Kubectl, local_context
+from bench.project import Project, project
+
+FILES = (10, 300, 2000)
+MEGABYTES = (1, 200)
+MOST_TIMES = 2.0
+
+
+@contextlib.contextmanager
+def _sized(*, files: int, megabytes: int) -> Iterator[Project]:
+    """A deployed project, all of its DAGs parsed."""
+    with project(Kubectl(local_context()), files=files, megabytes=megabytes) as made:
+        made.up()
+        made.database.wait(
+            f"SELECT 1 FROM dag WHERE NOT is_stale HAVING count(*) >= {files}",  # noqa: S608 - a number
+            seconds=900,
+            what=f"all of {files} DAGs parsed",
+        )
+        yield made
+
+
+def _up(sized: Project) -> contextlib.AbstractContextManager[Sequence[Side]]:
+    return contextlib.nullcontext((Side("deployer up", sized.up_with_edit, SLOW_ROUNDS),))
+
+
+@contextlib.contextmanager
+def _dev(sized: Project) -> Iterator[Sequence[Side]]:
+    with sized.dev():
+        yield (Side("deployer dev", sized.save_to_parsed, QUICK_ROUNDS),)
+
+
+def _group(suffix: str, what: str, smallest: str, *, files: int, megabytes: int) -> Group[Project]:
+    def grows_from(name: str) -> tuple[str, float] | None:
+        return None if suffix == smallest else (f"{name}-{smallest}", MOST_TIMES)
+
+    return Group(
+        lambda: _sized(files=files, megabytes=megabytes),
+        (
+            Row(f"up-{suffix}", f"deployer up with one edit, {what}", "s", _up, grows_from=grows_from("up")),
+            Row(f"dev-{suffix}", f"deployer dev, saved to parsed, {what}", "s", _dev, grows_from=grows_from("dev")),
+        ),
+    )
+
+
+GROUPS = (
+    *(
+        _group(f"{files}-files", f"{files:,} DAG files", f"{FILES[0]}-files", files=files, megabytes=0)
+        for files in FILES
+    ),
+    *(
+        _group(f"{size}-mb", f"{size} MB in include/", f"{MEGABYTES[0]}-mb", files=FILES[0], megabytes=size)
+        for size in MEGABYTES
+    ),
+)
