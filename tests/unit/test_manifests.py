@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import kubernetes_validate
+import msgspec
 import pytest
 from kubernetes_validate.utils import all_versions, major_minor
 
 from airflow_deployer import airflow_settings, credentials, manifests
-from airflow_deployer.config import Airflow, Settings, Storage
+from airflow_deployer.config import Airflow, Duration, Settings, Storage, Timeouts
 from airflow_deployer.manifests import Image, Names
 
 NAMES = Names("airflow", "team-a")
@@ -34,6 +36,7 @@ def every_object() -> list[dict[str, Any]]:
         manifests.make_claim(NAMES, Settings(storage=Storage(class_="fast"))),
         manifests.make_service(NAMES),
         stateful_set(pull_secret="airflow-registry"),
+        manifests.make_pull_pod(NAMES, [IMAGE.reference], node="node", pull_secrets=[]),
     ]
 
 
@@ -119,3 +122,41 @@ def test_the_pod_template_changes_only_with_what_the_pod_is_made_of() -> None:
     two = manifests.make_stateful_set(NAMES, Settings(), other, postgres_image="postgres:17", pull_secret=None)
     assert one["spec"]["template"] == two["spec"]["template"]
     assert one["metadata"]["annotations"] != two["metadata"]["annotations"]
+
+
+def template(**changes: Any) -> dict[str, Any]:
+    """The pod template of one image."""
+    image = dataclasses.replace(IMAGE, **changes)
+    made = manifests.make_stateful_set(NAMES, Settings(), image, postgres_image="postgres:17", pull_secret=None)
+    found: dict[str, Any] = made["spec"]["template"]
+    return found
+
+
+def test_a_running_pod_takes_in_dag_content_and_nothing_else() -> None:
+    other = template(reference="localhost:5000/other@sha256:1", content_id="d" * 64, deployed_at=7)
+    assert template() != other
+    # A ControllerRevision keeps the template as a patch.
+    assert manifests.same_but_for_content(template() | {"$patch": "replace"}, other)
+    assert not manifests.same_but_for_content(template(), template(runtime_id="another"))
+    changed = template()
+    changed["spec"]["containers"][1]["env"].append({"name": "TEAM", "value": "blue"})
+    assert not manifests.same_but_for_content(template(), changed)
+    assert changed["spec"]["containers"][1]["image"] == IMAGE.reference
+
+
+def test_a_pull_is_no_pod_of_the_deployment() -> None:
+    pod = manifests.make_pull_pod(NAMES, ["one", "two"], node="here", pull_secrets=[{"name": "login"}])
+    labels = pod["metadata"]["labels"]
+    assert any(labels.get(key) != value for key, value in NAMES.selector.items())
+    assert [container["image"] for container in pod["spec"]["containers"]] == ["one", "two"]
+    assert pod["spec"]["imagePullSecrets"] == [{"name": "login"}]
+    assert pod["spec"]["nodeName"] == "here"
+
+
+def test_the_grace_period_outlasts_the_drain() -> None:
+    settings = msgspec.structs.replace(Settings(), timeouts=Timeouts(drain=Duration(300)))
+    spec = stateful_set(settings)["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 360
+    variables = {item["name"]: item["value"] for item in spec["containers"][1]["env"]}
+    assert variables["AIRFLOW_DEPLOYER_STOP_SECONDS"] == "300"
+    assert "flock --timeout 340" in spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2]
