@@ -123,6 +123,24 @@ class ApiServer:
             raise UnavailableError(f"the API server cannot be reached: {cause(error)}") from error
         return False
 
+    async def pod_uid(self, namespace: str, pod: str) -> str | None:
+        """Ask which pod has this name; None where there is none, it is being deleted, or it cannot be told.
+
+        Raises:
+            UnavailableError: no answer, with the reason.
+        """
+        import aiohttp
+
+        path = f"/api/v1/namespaces/{quote(namespace)}/pods/{quote(pod)}"
+        try:
+            async with self._session.get(self._server + path, **self._request) as response:
+                if response.status != 200:
+                    return None
+                metadata = (await response.json(content_type=None))["metadata"]
+                return None if metadata.get("deletionTimestamp") else str(metadata["uid"])
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError) as error:
+            raise UnavailableError(f"the API server cannot be reached: {cause(error)}") from error
+
     async def open_stream(
         self, namespace: str, pod: str, subresource: str, query: Sequence[tuple[str, str]]
     ) -> aiohttp.ClientWebSocketResponse[bool]:

@@ -1,12 +1,9 @@
 """A local port that leads to a port of the deployment's pod and outlives that pod.
 
-One WebSocket with the subprotocol `v4.channel.k8s.io` per TCP connection, on the pod's `portforward` subresource
-(https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#get-connect-portforward-requests-of-pod).
-Every frame starts with one byte, the channel: 0 carries data, 1 the node's error text. The first two bytes on each
-channel repeat the port, little endian (k8s.io/kubelet, `pkg/cri/streaming/portforward/websocket.go`).
-
-The protocol cannot say that one direction has ended: closing the WebSocket ends both. A client that has sent its last
-byte is therefore served until the pod closes or has been silent for `HALF_CLOSE_SILENCE` seconds.
+Each TCP connection has a stream to the pod (`port_streams`) of its own, so that one that is slow, reset or stuck stays
+alone. The protocol of these streams cannot say that one direction has ended: closing it ends both. A client that has
+sent its last byte is therefore served until its last answer is complete, the pod closes, or has been silent for
+`HALF_CLOSE_SILENCE` seconds.
 """
 
 from __future__ import annotations
@@ -21,10 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from airflow_deployer.api_streams import ApiServer, RefusedError, UnavailableError, close_stream, one_line
+from airflow_deployer.api_streams import ApiServer, RefusedError, UnavailableError
 from airflow_deployer.errors import ForwardError
+from airflow_deployer.http_exchange import can_be_repeated
+from airflow_deployer.port_streams import PortStream, PortStreams
 
 if TYPE_CHECKING:
     import aiohttp
@@ -34,9 +33,8 @@ LOOPBACK = "localhost"
 
 HALF_CLOSE_SILENCE = 30.0
 
-_DATA, _ERROR = 0, 1
-_PORT_PREFIX = 2
-_CHUNK = 64 * 1024
+# What is held of a client's bytes before it is made to wait; a turn of the loop may add asyncio's 256 KiB.
+_CLIENT_BUFFER = 64 * 1024
 # What a client sent is kept for a second attempt while it is known that no pod has seen it, up to this many bytes.
 _REPLAY_LIMIT = 64 * 1024
 _BACKLOG = 1024
@@ -49,7 +47,6 @@ _POLL_INTERVAL = 10.0
 _SHORTEST_POLL = 1.0
 # `up` deletes and recreates a StatefulSet to change an immutable field, so one look is not enough to call it gone.
 _GONE_AFTER = 3.0
-_ERROR_TEXT_LIMIT = 4096
 # The runtime's texts for "nobody has seen the bytes": nothing listens yet, or the pod's sandbox is not there (any more)
 # (containerd, `internal/cri/server/sandbox_portforward*.go`; others relay the first as the kernel words it).
 _NOT_LISTENING = "connection refused"
@@ -97,6 +94,7 @@ async def serve(
     Raises:
         ForwardError: the port is taken, the kubeconfig cannot be used, or there is no such StatefulSet.
     """
+    loop = asyncio.get_running_loop()
     listeners = _bind(address, port)
     servers: list[asyncio.Server] = []
     api = ApiServer(target.context, target.kubeconfig)
@@ -104,8 +102,9 @@ async def serve(
         await api.load()
         forward = _Forward(target, api, log)
         await forward.require_stateful_set()
+        forward.streams.prepare()
         for listener in listeners:
-            servers.append(await asyncio.start_server(forward.accept, sock=listener, backlog=_BACKLOG, limit=_CHUNK))
+            servers.append(await loop.create_server(forward.make_client, sock=listener, backlog=_BACKLOG))
         on_ready(int(listeners[0].getsockname()[1]))
         await forward.run(stop)
     finally:
@@ -272,16 +271,22 @@ class _Forward:
         self._connections: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
         self._reported: set[str] = set()
+        self.streams = PortStreams(self._open_stream)
+        self._pod_uid: str | None = None
 
-    async def open_stream(self) -> aiohttp.ClientWebSocketResponse[bool]:
-        """Open one stream to the pod's port; raises as `ApiServer.open_stream`."""
+    async def _open_stream(self) -> aiohttp.ClientWebSocketResponse[bool]:
         return await self.api.open_stream(
             self.target.namespace, self.target.pod, "portforward", [("ports", str(self.target.port))]
         )
 
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def make_client(self) -> _Client:
+        """Return the protocol of a TCP connection that is about to be accepted."""
+        return _Client(self._accept)
+
+    def _accept(self, client: _Client) -> None:
         """Take one TCP connection; whatever happens to it stays with it."""
-        connection = asyncio.ensure_future(_Connection(self, reader, writer).run())
+        self.streams.prepare()
+        connection = asyncio.ensure_future(_Connection(self, client).run())
         self._connections.add(connection)
         connection.add_done_callback(self._finished)
 
@@ -333,10 +338,12 @@ class _Forward:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.streams.close()
 
     async def _until_gone(self) -> None:
         loop = asyncio.get_running_loop()
         missing_since: float | None = None
+        await self._look_at_pod()
         while True:
             if missing_since is None:
                 with contextlib.suppress(asyncio.TimeoutError):
@@ -354,160 +361,265 @@ class _Forward:
                 continue
             if not gone:
                 missing_since = None
+                await self._look_at_pod()
                 continue
             missing_since = missing_since if missing_since is not None else loop.time()
             if loop.time() - missing_since >= _GONE_AFTER:
                 self._log(f"StatefulSet {self.target.name} is gone from namespace {self.target.namespace}: ending")
                 return
 
+    async def _look_at_pod(self) -> None:
+        """Drop the streams that wait if they lead to an earlier pod; their own end may be late or never come."""
+        with contextlib.suppress(UnavailableError):
+            uid = await self.api.pod_uid(self.target.namespace, self.target.pod)
+            if uid != self._pod_uid and self._pod_uid is not None:
+                self.streams.drop_waiting()
+            self._pod_uid = uid
+
+
+class _Client(asyncio.Protocol):
+    """The client's end of one TCP connection: its bytes wait here, few at a time, until they are asked for."""
+
+    def __init__(self, accept: Callable[[_Client], None]) -> None:
+        self._accept = accept
+        self._loop = asyncio.get_running_loop()
+        self._received = bytearray()
+        self._holds_back = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self.has_ended = False
+        """Whether it has sent its last byte."""
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+        """Done when the connection is closed for both ways."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take note of the connection (called by asyncio, like those that follow)."""
+        self.transport = cast("asyncio.Transport", transport)
+        self._accept(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep bytes; stop the client where nobody asks for them."""
+        self._received += data
+        if len(self._received) > _CLIENT_BUFFER and not self._holds_back:
+            self._holds_back = True
+            self.transport.pause_reading()
+        self.wake()
+
+    def eof_received(self) -> bool:
+        """Take note of the last byte; the other way stays open."""
+        self.has_ended = True
+        self.wake()
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Take note of the end."""
+        self.has_ended = True
+        if not self.lost.done():
+            self.lost.set_result(None)
+        self.resume_writing()
+        self.wake()
+
+    def pause_writing(self) -> None:
+        """Have the pod wait for the client."""
+        self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """Have the pod go on."""
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it has yet to take what was sent to it."""
+        return self._drained is not None
+
+    async def drained(self) -> None:
+        """Return when the client takes more, or is gone."""
+        if self._drained is not None:
+            # The pod's stream waits for it as the connection's task may, and either may be cancelled.
+            await asyncio.shield(self._drained)
+
+    def wake(self) -> None:
+        """Have `wait` return."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Return when something has happened, at the latest after so many seconds."""
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self.wake) if seconds is not None else None
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def has_bytes(self) -> bool:
+        """Whether there are bytes that nobody has asked for."""
+        return bool(self._received)
+
+    def read(self) -> bytes:
+        """Return what there is."""
+        data = bytes(self._received)
+        self._received.clear()
+        if self._holds_back and not self.lost.done():
+            self._holds_back = False
+            self.transport.resume_reading()
+        return data
+
+
+class _StaleError(Exception):
+    """A stream that had waited was of no use, and what was sent on it may be sent again."""
+
 
 class _Connection:
     """One TCP connection of a client and, in turn, the streams that are tried for it."""
 
-    def __init__(self, forward: _Forward, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, forward: _Forward, client: _Client) -> None:
         self._forward = forward
-        self._reader = reader
-        self._writer = writer
+        self._client = client
         # What the client sent as long as no pod can have seen it; None once one may have.
         self._undelivered: bytearray | None = bytearray()
         self._heard_at = 0.0
-        self._draining = False
 
     async def run(self) -> None:
         """Serve the client until either side ends; every failure ends this connection only."""
+        client = self._client
         try:
             await self._serve()
             # Sends what is left, then the end.
-            self._writer.close()
-            await self._writer.wait_closed()
+            client.transport.close()
+            await client.lost
         except RefusedError as error:
             self._forward.report_trouble(f"cannot serve a connection to {self._forward.target}: {error}")
-            _reset(self._writer)
-        except OSError:
-            # The client's side broke: nobody is left to be told.
-            pass
+            _reset(client.transport)
         finally:
-            self._writer.transport.abort()
+            client.transport.abort()
 
     async def _serve(self) -> None:
-        """Return when the connection has come to its proper end, or the client has left while it waited.
+        """Return when the connection has come to its proper end, or the client has left.
 
         Raises:
             RefusedError: it has not, and the client is to see an error.
-            OSError: the client's side broke.
         """
+        client = self._client
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         delay = _FIRST_DELAY
         # A client that only looks whether the port is open leaves at once, and no stream is opened for it.
-        with contextlib.suppress(asyncio.TimeoutError):
-            self._undelivered = bytearray(await asyncio.wait_for(self._reader.read(_CHUNK), _FIRST_BYTE))
-        while not (self._writer.transport.is_closing() or (self._reader.at_eof() and not self._undelivered)):
+        if not client.has_bytes():
+            await client.wait(_FIRST_BYTE)
+        data = client.read()
+        self._undelivered = bytearray(data)
+        may_wait = can_be_repeated(data)
+        while not (client.lost.done() or (client.has_ended and not self._undelivered and not client.has_bytes())):
             try:
-                await self._relay(await self._forward.open_stream())
+                streams = self._forward.streams
+                stream = await (streams.take() if may_wait else streams.open())
+                await self._relay(stream)
                 return
+            except _StaleError:
+                may_wait = False
+                continue
             except UnavailableError as error:
                 if loop.time() + delay > deadline:
                     raise RefusedError(str(error)) from error
                 self._forward.report_trouble(f"waiting for {self._forward.target}: {error}")
+            may_wait = False
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY)
 
-    async def _relay(self, stream: aiohttp.ClientWebSocketResponse[bool]) -> None:
+    async def _relay(self, stream: PortStream) -> None:
         """Copy both ways until one side ends.
 
         Raises:
+            _StaleError: the stream had waited too long, and a new one can take its place.
             UnavailableError: the stream failed before any pod can have seen a byte.
             RefusedError: it failed later.
-            OSError: the client's side broke.
         """
-        sending = asyncio.ensure_future(self._send(stream))
-        receiving = asyncio.ensure_future(self._receive(stream))
         try:
-            await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
-            if not receiving.done():
-                sending.result()
-                await self._linger(receiving)
-            if receiving.done():
-                receiving.result()
+            stream.attach(self)
+            await self._send(stream)
+            if not (stream.is_over or stream.exchange.is_between_requests):
+                await self._linger(stream)
+            if stream.is_over:
+                self._examine(stream)
         finally:
-            sending.cancel()
-            receiving.cancel()
-            await asyncio.gather(sending, receiving, return_exceptions=True)
-            await close_stream(stream)
+            self._forward.streams.give_back(stream)
 
-    async def _linger(self, receiving: asyncio.Future[None]) -> None:
-        """Go on receiving for a client that has sent its last byte, until the pod is silent for too long."""
-        loop = asyncio.get_running_loop()
-        self._heard_at = loop.time()
-        while not receiving.done():
-            await asyncio.wait({receiving}, timeout=1.0)
-            if not self._draining and loop.time() - self._heard_at > HALF_CLOSE_SILENCE:
-                return
-
-    async def _send(self, stream: aiohttp.ClientWebSocketResponse[bool]) -> None:
-        """Copy from the client until its last byte, no faster than the stream takes it."""
-        channel = bytes([_DATA])
+    async def _send(self, stream: PortStream) -> None:
+        """Copy from the client until its last byte or the stream's end, no faster than the stream takes it."""
+        client = self._client
         data = bytes(self._undelivered or b"")
         while True:
             if data:
                 try:
-                    await stream.send_bytes(channel + data)
+                    await stream.send(data)
                 except ConnectionError:
-                    # The receiving side tells what is wrong with the stream.
+                    # What ended it is known when the last that came has been read.
+                    while not stream.is_over:
+                        await client.wait(1.0)
                     return
-            data = await self._reader.read(_CHUNK)
-            if not data:
+            while not (client.has_bytes() or client.has_ended or stream.is_over):
+                await client.wait()
+            if stream.is_over or not client.has_bytes():
                 return
+            data = client.read()
             if self._undelivered is not None:
                 self._undelivered += data
                 if len(self._undelivered) > _REPLAY_LIMIT:
                     self._undelivered = None
 
-    async def _receive(self, stream: aiohttp.ClientWebSocketResponse[bool]) -> None:
-        """Copy to the client until the pod closes, no faster than the client takes it."""
-        from aiohttp import WSMsgType
-
+    async def _linger(self, stream: PortStream) -> None:
+        """Go on receiving for a client that has sent its last byte, until the pod is silent for too long."""
+        client = self._client
         loop = asyncio.get_running_loop()
-        prefix = {_DATA: _PORT_PREFIX, _ERROR: _PORT_PREFIX}
-        while True:
-            message = await stream.receive()
-            if message.type is not WSMsgType.BINARY:
-                break
-            payload = memoryview(message.data)
-            channel = payload[0] if payload else _DATA
-            payload = payload[1:]
-            if prefix.get(channel):
-                skipped = min(prefix[channel], len(payload))
-                prefix[channel] -= skipped
-                payload = payload[skipped:]
-            if not payload:
-                continue
-            if channel == _ERROR:
-                raise self._failure(one_line(bytes(payload[:_ERROR_TEXT_LIMIT]).decode(errors="replace")))
-            if self._undelivered is not None:
-                self._undelivered = None
-                self._forward.report_success()
-            self._writer.write(payload)
-            self._draining = True
-            await self._writer.drain()
-            self._draining = False
-            self._heard_at = loop.time()
-        if message.type is not WSMsgType.CLOSE:
-            raise self._failure("the connection to the API server broke")
+        self._heard_at = loop.time()
+        while not (stream.is_over or stream.exchange.is_between_requests or client.lost.done()):
+            await client.wait(1.0)
+            if not client.is_slow and loop.time() - self._heard_at > HALF_CLOSE_SILENCE:
+                return
 
-    def _failure(self, reason: str) -> UnavailableError | RefusedError:
-        """Tell a failure that another stream may mend from one that the client must see."""
+    def _examine(self, stream: PortStream) -> None:
+        """Raise what the end of the stream means for the client, nothing where the pod has closed its connection."""
         sent = self._undelivered
-        text = reason.lower()
+        if stream.has_waited and sent is not None and stream.exchange.can_be_repeated:
+            raise _StaleError
+        if not stream.failure:
+            return
+        text = stream.failure.lower()
         if sent is not None and (not sent or any(mark in text for mark in _UNDELIVERED)):
-            return UnavailableError("nothing listens on that port of the pod" if _NOT_LISTENING in text else reason)
-        return RefusedError(reason)
+            raise UnavailableError(
+                "nothing listens on that port of the pod" if _NOT_LISTENING in text else stream.failure
+            )
+        raise RefusedError(stream.failure)
+
+    # -- what the stream tells -----------------------------------------------------------------------------------
+
+    def deliver(self, data: memoryview) -> None:
+        """Pass bytes of the pod on to the client."""
+        if self._undelivered is not None:
+            self._undelivered = None
+            self._forward.report_success()
+        self._client.transport.write(data)
+        self._heard_at = asyncio.get_running_loop().time()
+        if self._client.has_ended:
+            self._client.wake()
+
+    async def drained(self) -> None:
+        """Return when the client takes more."""
+        await self._client.drained()
+
+    def stream_ended(self) -> None:
+        """Have the connection look at what the stream's end means."""
+        self._client.wake()
 
 
-def _reset(writer: asyncio.StreamWriter) -> None:
+def _reset(transport: asyncio.Transport) -> None:
     """Have the coming close seen as an error: a client must not take a part for the whole."""
-    connection = writer.get_extra_info("socket")
+    connection = transport.get_extra_info("socket")
     if connection is not None:
         with contextlib.suppress(OSError):
             # struct linger: on, 0 seconds (socket(7)).

@@ -39,8 +39,12 @@ class FakeApiServer:
         """Written to the error channel of the next streams instead of connecting them."""
         self.drop_after: int | None = None
         """Cut the connection of a stream after this many bytes from the pod, without a closing frame."""
+        self.late_close = 0.0
+        """Seconds until a stream whose "pod" has closed its connection is closed too; containerd takes 1 s."""
+        self.pod_uid = "uid-1"
         self.requests = 0
         self.streams = 0
+        self.open_streams = 0
         self.from_pod = 0
         self.to_pod = 0
         self._loop = asyncio.new_event_loop()
@@ -92,6 +96,7 @@ class FakeApiServer:
     async def _start(self) -> None:
         application = web.Application()
         application.router.add_get("/apis/apps/v1/namespaces/{ns}/statefulsets/{name}", self._checked(self._get))
+        application.router.add_get("/api/v1/namespaces/{ns}/pods/{pod}", self._checked(self._get_pod))
         application.router.add_get("/api/v1/namespaces/{ns}/pods/{pod}/portforward", self._checked(self._forward))
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -124,6 +129,9 @@ class FakeApiServer:
             return web.json_response(self.not_found_body, status=404)
         return web.json_response({"kind": "StatefulSet"})
 
+    async def _get_pod(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"kind": "Pod", "metadata": {"uid": self.pod_uid}})
+
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         self.streams += 1
         if self._certificate is not None:
@@ -150,6 +158,7 @@ class FakeApiServer:
             await stream.close()
             return stream
         downward = asyncio.ensure_future(self._pod_to_stream(reader, stream, request))
+        self.open_streams += 1
         try:
             async for message in stream:
                 if message.type is WSMsgType.BINARY and message.data[:1] == DATA:
@@ -159,6 +168,7 @@ class FakeApiServer:
         except ConnectionError:
             pass
         finally:
+            self.open_streams -= 1
             downward.cancel()
             await asyncio.gather(downward, return_exceptions=True)
             writer.transport.abort()
@@ -176,4 +186,5 @@ class FakeApiServer:
                 assert request.transport is not None
                 request.transport.abort()
                 return
+        await asyncio.sleep(self.late_close)
         await stream.close()

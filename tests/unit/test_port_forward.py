@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import json
 import os
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from airflow_deployer import port_forward
+from airflow_deployer import port_forward, port_streams
 from airflow_deployer.errors import ClusterError, ForwardError
 from airflow_deployer.port_forward import Target, check_port_free, forwarded, serve
 from tests.unit.fake_api_server import FakeApiServer
@@ -146,9 +151,9 @@ def test_the_pod_s_close_reaches_the_client_after_its_last_byte(backend: Make, p
 
 def test_a_client_that_has_sent_its_last_byte_is_still_answered(backend: Make, port: int) -> None:
     def answer_late(connection: socket.socket) -> None:
-        assert connection.recv(100) == b"question"
-        time.sleep(0.3)
-        connection.sendall(b"answer")
+        if connection.recv(100) == b"question":
+            time.sleep(0.3)
+            connection.sendall(b"answer")
 
     backend(answer_late)
     with connect(port) as connection:
@@ -195,7 +200,7 @@ def test_a_slow_client_stops_the_pod_instead_of_filling_memory(backend: Make, po
         assert connection.recv(1) == b"x"
         time.sleep(1.0)
         # What the socket buffers on the way hold, and no more.
-        assert api.from_pod < 20 * MEGABYTE
+        assert api.from_pod < 32 * MEGABYTE
         assert len(receive_all(connection)) == 64 * MEGABYTE - 1
 
 
@@ -213,7 +218,7 @@ def test_a_slow_pod_stops_the_client_instead_of_filling_memory(backend: Make, po
         with contextlib.suppress(TimeoutError):
             while sent < 64 * MEGABYTE:
                 sent += connection.send(b"x" * 65536)
-        assert sent < 20 * MEGABYTE
+        assert sent < 32 * MEGABYTE
         go_on.set()
 
 
@@ -257,7 +262,8 @@ def test_delivered_bytes_are_never_sent_twice(backend: Make, port: int, api: Fak
         with pytest.raises(ConnectionResetError):
             connection.recv(1)
     # Without a byte sent, or if nobody listened, another attempt is harmless; here the pod may have seen the request.
-    assert api.streams <= 2
+    # The other streams are those that were to wait for a request, when the forward began and when the client came.
+    assert api.streams <= 3
     assert any("connection reset by peer" in line for line in log)
 
 
@@ -341,12 +347,15 @@ def test_tls_sessions_are_resumed(tmp_path: Path) -> None:
         api.backend = backend.port
         target = Target("fake", "ns", "airflow", 8080, api.write_kubeconfig(tmp_path / "kubeconfig", token="token-1"))
         with forwarded(target) as port:
+            wait_until(lambda: api.open_streams == 1)
             for _ in range(3):
                 with connect(port) as connection:
                     connection.sendall(b"hello")
                     assert connection.recv(5) == b"hello"
         backend.close()
-        assert api.resumed == [False, True, True]
+        # The first one is the stream that waits from the beginning; the server forgets a session that ended badly.
+        assert not api.resumed[0]
+        assert api.resumed.count(True) >= 2
 
 
 def test_a_server_that_the_kubeconfig_does_not_trust_gets_nothing(tmp_path: Path) -> None:
@@ -364,11 +373,188 @@ def test_a_server_that_the_kubeconfig_does_not_trust_gets_nothing(tmp_path: Path
     assert any("CERTIFICATE_VERIFY_FAILED" in line for line in log), log
 
 
-def test_looking_whether_the_port_is_open_opens_no_stream(port: int, api: FakeApiServer) -> None:
+def test_looking_whether_the_port_is_open_opens_no_more_than_the_stream_that_waits(
+    port: int, backend: Make, api: FakeApiServer
+) -> None:
+    backend(echo)
     for _ in range(10):
         connect(port).close()
+        time.sleep(0.02)
     time.sleep(0.2)
-    assert api.streams == 0
+    assert api.streams <= 2, "the one from the beginning was refused where no program listened yet"
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+class WebProgram:
+    """Answers every request on a connection with `ANSWER`, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+        self.connections: list[socket.socket] = []
+
+    def talk(self, connection: socket.socket) -> None:
+        self.connections.append(connection)
+        while data := connection.recv(65536):
+            self.requests.append(data)
+            connection.sendall(ANSWER)
+
+
+def ask(port: int, request: bytes = REQUEST) -> bytes:
+    with connect(port) as connection:
+        connection.sendall(request)
+        return connection.recv(65536)
+
+
+def test_a_request_finds_a_stream_that_waits_and_leaves_it_to_the_next(
+    backend: Make, target: Target, api: FakeApiServer
+) -> None:
+    program = WebProgram()
+    backend(program.talk)
+    with forwarded(target) as port:
+        wait_until(lambda: api.open_streams == 1)
+        for _ in range(50):
+            assert ask(port) == ANSWER
+        # Another one was opened to wait, by the time the first had been taken.
+        assert api.streams <= 3
+    assert len(program.requests) == 50
+
+
+def test_short_requests_at_once_share_a_few_streams(backend: Make, port: int, api: FakeApiServer) -> None:
+    program = WebProgram()
+    backend(program.talk)
+    with ThreadPoolExecutor(20) as clients:
+        assert all(answer == ANSWER for answer in clients.map(lambda _: ask(port), range(400)))
+    assert len(program.requests) == 400
+    assert api.streams < 60
+
+
+def test_a_request_that_must_not_be_repeated_gets_a_stream_of_its_own(
+    backend: Make, port: int, api: FakeApiServer
+) -> None:
+    program = WebProgram()
+    backend(program.talk)
+    wait_until(lambda: api.streams >= 1)
+    before = api.streams
+    for _ in range(3):
+        assert ask(port, b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n") == ANSWER
+    assert api.streams >= before + 3
+
+
+def test_a_stream_whose_connection_the_program_had_closed_costs_no_request(
+    backend: Make, target: Target, api: FakeApiServer
+) -> None:
+    program = WebProgram()
+    backend(program.talk)
+    # As containerd does it: the end is heard of later than the connection is closed.
+    api.late_close = 0.5
+    with forwarded(target) as port:
+        wait_until(lambda: len(program.connections) == 1)
+        assert ask(port) == ANSWER
+        wait_until(lambda: len(program.connections) >= 2)
+        for connection in program.connections:
+            connection.shutdown(socket.SHUT_RDWR)
+        time.sleep(0.05)
+        assert ask(port) == ANSWER
+    assert len(program.requests) == 2
+
+
+def test_streams_that_wait_are_dropped_with_the_first_that_ends(
+    backend: Make, target: Target, api: FakeApiServer
+) -> None:
+    program = WebProgram()
+    backend(program.talk)
+    with forwarded(target) as port:
+        with ThreadPoolExecutor(4) as clients:
+            list(clients.map(lambda _: ask(port), range(8)))
+        time.sleep(0.3)
+        assert api.open_streams >= 2
+        program.connections[-1].shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: api.open_streams == 0)
+        assert ask(port) == ANSWER
+
+
+def test_nothing_waits_at_rest(
+    backend: Make, target: Target, api: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port_streams, "FRESH_FOR", 0.3)
+    monkeypatch.setattr(port_streams, "USED_FOR", 0.1)
+    program = WebProgram()
+    backend(program.talk)
+    with forwarded(target) as port:
+        assert ask(port) == ANSWER
+        wait_until(lambda: api.open_streams == 0)
+        opened = api.streams
+        time.sleep(0.7)
+        assert api.streams <= opened + 1
+        assert api.open_streams == 0
+        assert ask(port) == ANSWER
+
+
+def test_streams_to_an_earlier_pod_are_dropped(
+    backend: Make, target: Target, api: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    backend(echo)
+    with forwarded(target):
+        wait_until(lambda: api.open_streams == 1)
+        time.sleep(0.3)
+        assert api.open_streams == 1
+        api.pod_uid = "uid-2"
+        wait_until(lambda: api.open_streams == 0)
+
+
+def test_websockets_and_streamed_answers_come_through_as_they_are_sent(
+    target: Target, api: FakeApiServer, log: list[str]
+) -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        for number in range(5):
+            await answer.write(f'{{"number": {number}}}\n'.encode())
+            await asyncio.sleep(0.1)
+        return answer
+
+    async def echo_messages(request: web.Request) -> web.StreamResponse:
+        socket_ = web.WebSocketResponse()
+        await socket_.prepare(request)
+        async for message in socket_:
+            await socket_.send_str(f"echo {message.data}")
+        return socket_
+
+    async def run() -> None:
+        application = web.Application()
+        application.router.add_get("/stream", stream)
+        application.router.add_get("/socket", echo_messages)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        api.backend = runner.addresses[0][1]
+        stop = asyncio.Event()
+        ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(serve(target, port=0, on_ready=ready.set_result, stop=stop, log=log.append))
+        url = f"http://127.0.0.1:{await ready}"
+        loop = asyncio.get_running_loop()
+        async with aiohttp.ClientSession() as session:
+            came = []
+            async with session.get(f"{url}/stream") as answer:
+                async for line in answer.content:
+                    came.append((json.loads(line)["number"], loop.time()))
+            assert [number for number, _ in came] == list(range(5))
+            assert all(later - earlier > 0.05 for (_, earlier), (_, later) in itertools.pairwise(came))
+            async with session.ws_connect(f"{url}/socket") as socket_:
+                for number in range(20):
+                    await socket_.send_str(str(number))
+                    assert await socket_.receive_str() == f"echo {number}"
+        stop.set()
+        await task
+        await runner.cleanup()
+
+    asyncio.run(run())
 
 
 def run_serve(target: Target, *, seconds: float, log: list[str]) -> bool:

@@ -1,0 +1,119 @@
+"""Reads along with an HTTP/1.1 connection to know when it is between two requests and could serve another client.
+
+Only what is certain counts: GET and HEAD without a body, answered with a length that is known beforehand (RFC 9112,
+sections 6 and 9). Everything else makes the connection opaque for good, which costs nothing but its reuse.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+_HEAD_LIMIT = 64 * 1024
+_REQUEST = re.compile(rb"(GET|HEAD) [^ \r\n]+ HTTP/1\.1\r\n")
+_STATUS = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])[ \r]")
+# A body, or the wish for one; a folded line could hide either.
+_REQUEST_BODY = re.compile(rb"\r\n(?:(?:content-length|transfer-encoding|expect)[ \t]*:|[ \t])", re.IGNORECASE)
+_LAST = re.compile(rb"\r\n(?:connection[ \t]*:[^\r]*(?:close|upgrade)|upgrade[ \t]*:)", re.IGNORECASE)
+_NO_LENGTH = re.compile(rb"\r\n(?:transfer-encoding[ \t]*:|[ \t])", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
+_NO_BODY = (204, 304)
+
+
+class _State(enum.Enum):
+    BETWEEN = enum.auto()
+    REQUEST = enum.auto()
+    ANSWER = enum.auto()
+    BODY = enum.auto()
+    OPAQUE = enum.auto()
+
+
+class HttpExchange:
+    """What is known of one connection from the bytes that went each way."""
+
+    def __init__(self) -> None:
+        self._state = _State.BETWEEN
+        self._head = b""
+        self._is_head_request = False
+        self._is_last = False
+        self._remaining = 0
+
+    @property
+    def is_between_requests(self) -> bool:
+        """Whether every request was answered in full and the server expects another."""
+        return self._state is _State.BETWEEN
+
+    @property
+    def can_be_repeated(self) -> bool:
+        """Whether one safe request (RFC 9110, section 9.2.1), or the beginning of one, is all that is unanswered."""
+        return self._state in (_State.REQUEST, _State.ANSWER)
+
+    def sent(self, data: bytes) -> None:
+        """Take note of bytes from the client."""
+        if not data or self._state is _State.OPAQUE:
+            return
+        if self._state not in (_State.BETWEEN, _State.REQUEST):
+            self._state = _State.OPAQUE
+            return
+        self._state = _State.REQUEST
+        self._head += data
+        end = self._head.find(b"\r\n\r\n")
+        if end < 0:
+            other = len(self._head) >= len(b"HEAD ") and not self._head.startswith((b"GET ", b"HEAD "))
+            if other or len(self._head) > _HEAD_LIMIT:
+                self._state = _State.OPAQUE
+            return
+        head, self._head = self._head, b""
+        request = _REQUEST.match(head)
+        whole = end + 4 == len(head) and head.count(b"\n") == head.count(b"\r\n")
+        if request is None or not whole or _REQUEST_BODY.search(head):
+            self._state = _State.OPAQUE
+            return
+        self._is_head_request = request[1] == b"HEAD"
+        self._is_last = _LAST.search(head) is not None
+        self._state = _State.ANSWER
+
+    def received(self, data: memoryview) -> None:
+        """Take note of bytes from the server."""
+        if self._state is _State.BODY:
+            self._count(len(data))
+        elif self._state is _State.ANSWER:
+            self._read_answer(bytes(data))
+        else:
+            self._state = _State.OPAQUE
+
+    def _read_answer(self, data: bytes) -> None:
+        self._head += data
+        end = self._head.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._head) > _HEAD_LIMIT:
+                self._state = _State.OPAQUE
+            return
+        head, body = self._head[: end + 2], len(self._head) - end - 4
+        self._head = b""
+        self._state = _State.OPAQUE
+        status = _STATUS.match(head)
+        if status is None or self._is_last or _LAST.search(head) or _NO_LENGTH.search(head):
+            return
+        if self._is_head_request or int(status[1]) in _NO_BODY:
+            self._remaining = 0
+        else:
+            lengths = _LENGTH.findall(head)
+            if len(lengths) != 1:
+                return
+            self._remaining = int(lengths[0])
+        self._count(body)
+
+    def _count(self, length: int) -> None:
+        self._remaining -= length
+        if self._remaining > 0:
+            self._state = _State.BODY
+        else:
+            self._state = _State.BETWEEN if self._remaining == 0 else _State.OPAQUE
+
+
+def can_be_repeated(data: bytes) -> bool:
+    """Whether these bytes of a new connection are one safe request, or the beginning of one."""
+    exchange = HttpExchange()
+    exchange.sent(data)
+    return exchange.can_be_repeated
