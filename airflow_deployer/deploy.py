@@ -563,7 +563,7 @@ def _roll_out(
             outcome = "started"
         elif options.replace or objects.has_to_go(pod, revision):
             _pull_ahead(session, live, pod, step, progress)
-            interrupted = _stop(session, pod, secret, step, options)
+            interrupted = _stop(session, pod, secret, step, progress, options)
             outcome = "replaced"
         else:
             outcome = "kept"
@@ -593,7 +593,7 @@ def _pull_ahead(session: Session, stateful_set: Object, pod: Object, step: Step,
 
 
 def _stop(
-    session: Session, pod: Object, secret: dict[str, str], step: Step, options: UpOptions
+    session: Session, pod: Object, secret: dict[str, str], step: Step, progress: Progress, options: UpOptions
 ) -> tuple[RunningTask, ...]:
     """Stop the pod; one whose Airflow does not run has nothing to be waited for."""
     cluster, names = session.cluster, session.names
@@ -607,6 +607,7 @@ def _stop(
             login=(credentials.ADMIN_USER, secret[credentials.ADMIN_PASSWORD]),
             now=options.now,
             step=step,
+            progress=progress,
         )
     uid = pod["metadata"]["uid"]
     cluster.delete(POD, names.namespace, names.pod, uid=uid)

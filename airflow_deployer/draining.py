@@ -19,7 +19,7 @@ from airflow_deployer.errors import DeployerError
 from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Names, grace_seconds
 from airflow_deployer.port_forward import Target, forwarded
-from airflow_deployer.progress import Step
+from airflow_deployer.progress import Progress, Step
 
 _POLL_SECONDS = 0.5
 _SHOWN = 3
@@ -64,7 +64,15 @@ class _Observed:
 
 
 def stop_pod(
-    cluster: Cluster, names: Names, pod: Object, *, target: Target, login: tuple[str, str], now: bool, step: Step
+    cluster: Cluster,
+    names: Names,
+    pod: Object,
+    *,
+    target: Target,
+    login: tuple[str, str],
+    now: bool,
+    step: Step,
+    progress: Progress,
 ) -> tuple[RunningTask, ...]:
     """Delete the pod, wait until it is gone, and return the tasks that it was not given the time to finish.
 
@@ -73,13 +81,16 @@ def stop_pod(
         target: Airflow's port in it.
         login: user and password of Airflow's API.
         now: do not wait for running tasks.
-        step: shows what is waited for.
+        step: shows what is waited for at the moment.
+        progress: is told once which tasks run.
 
     Raises:
         RolloutError: it does not stop.
     """
     uid = pod["metadata"]["uid"]
     with _observed(target, login, step, now=now) as observed:
+        if observed.tasks:
+            progress.info(_told(observed.tasks, now=now))
         cluster.delete(POD, names.namespace, names.pod, uid=uid)
         if now:
             with contextlib.suppress(Exception):  # the wait is then as long as without it

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.e2e
 T = TypeVar("T")
 
 HANGS = "from airflow.sdk import DAG\n\nwhile True:\n    pass\n"
-READS_A_VARIABLE = "from airflow.sdk import DAG, Variable\n\nDAG('needs', schedule=None, tags=[Variable.get('team')])\n"
+READS_A_VARIABLE = (
+    "from airflow.sdk import DAG, Variable\n\ndag = DAG('needs', schedule=None, tags=[Variable.get('team')])\n"
+)
 
 
 def content(project: Project) -> ProjectContent:
@@ -123,7 +125,7 @@ def test_a_sync_that_is_cut_off_leaves_the_old_content(project: Project) -> None
 
 def test_a_pod_that_goes_away_under_the_sync(project: Project) -> None:
     project.up()
-    project.write("dags/hello.py", "from airflow.sdk import DAG\n\nDAG('hello', schedule=None)\n")
+    project.write("dags/hello.py", "from airflow.sdk import DAG\n\ndag = DAG('hello', schedule=None)\n")
     wanted = content(project)
     uid = identity(project)[0]
 
@@ -156,7 +158,7 @@ def test_a_file_that_hangs_is_named_and_the_next_one_goes_through(project: Proje
     assert "imeout" in result.stderr
     assert status(project)["live_content_id"] == deployed
 
-    project.write("dags/hangs.py", "from airflow.sdk import DAG\n\nDAG('hangs', schedule=None)\n")
+    project.write("dags/hangs.py", "from airflow.sdk import DAG\n\ndag = DAG('hangs', schedule=None)\n")
     result = project.deployer("sync")
     assert result.code == 0, result
     assert "hangs" in {dag.dag_id for dag in project.api().dags()}
@@ -180,7 +182,9 @@ def test_a_variable_at_import_is_looked_up_in_the_deployment(project: Project) -
 
 def test_names_with_spaces_unicode_and_newlines(project: Project) -> None:
     project.up()
-    project.write("dags/of the day/täglich\nzwei.py", "from airflow.sdk import DAG\n\nDAG('daily', schedule=None)\n")
+    project.write(
+        "dags/of the day/täglich\nzwei.py", "from airflow.sdk import DAG\n\ndag = DAG('daily', schedule=None)\n"
+    )
     project.write("include/a b/ünïcode.sql", "select 1")
     result = project.deployer("sync")
     assert result.code == 0, result

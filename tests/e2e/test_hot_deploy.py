@@ -125,7 +125,7 @@ def test_a_broken_file_stops_the_deploy_and_the_old_content_stays(project: Proje
 
     project.write("include/words.py", "WORD = 'alpha'\nraise RuntimeError('no words')\n")
     project.write(
-        "dags/eager.py", "from airflow.sdk import DAG\nfrom include import words\n\nDAG('eager', schedule=None)\n"
+        "dags/eager.py", "from airflow.sdk import DAG\nfrom include import words\n\ndag = DAG('eager', schedule=None)\n"
     )
     for command in ("up", "sync"):
         result = project.deployer(command)
@@ -150,7 +150,7 @@ def test_a_broken_file_stops_the_deploy_and_the_old_content_stays(project: Proje
 
 def test_a_sync_is_live_and_survives_restarts(project: Project) -> None:
     deployed = project.up()
-    project.write("dags/hello.py", "from airflow.sdk import DAG\n\nDAG('hello', schedule=None)\n")
+    project.write("dags/hello.py", "from airflow.sdk import DAG\n\ndag = DAG('hello', schedule=None)\n")
     result = project.deployer("sync", "--output", "json")
     assert result.code == 0, result
     synced = result.json
@@ -176,7 +176,7 @@ def test_a_sync_is_live_and_survives_restarts(project: Project) -> None:
 
     # A file that is removed is gone from Airflow, and `up` puts the content into an image.
     (project.folder / "dags/hello.py").unlink()
-    project.write("dags/other.py", "from airflow.sdk import DAG\n\nDAG('other', schedule=None)\n")
+    project.write("dags/other.py", "from airflow.sdk import DAG\n\ndag = DAG('other', schedule=None)\n")
     up = project.up()
     assert up["content"] == "switched"
     assert {dag.dag_id for dag in project.api().dags()} == {"dummy", "other"}
