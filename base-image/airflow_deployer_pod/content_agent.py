@@ -14,7 +14,7 @@ standard input is the end. Paths are `dags/...` or `include/...`, ids are 64 hex
         {"event": "need", "paths": [...]}         the files of `put` whose bytes no kept version holds, in this order
         raw frames: the bytes of those files, one after the other, cut anywhere; none when none are needed
         {"event": "staged", "seconds": S, "affected": [DAG files that Airflow will have to parse]}
-        It holds the lock until `switch`, `discard`, an error, the end, or 60 s without a frame (then it is discarded).
+        It holds the lock until `switch`, `discard`, an error, the end, or 300 s without a frame (then it is discarded).
     {"op": "check"}
         {"event": "checked", "seconds": S, "report": {...}}    the document of `import_check` on the affected files
     {"op": "switch", "deployed_at": INT|null, "timeout": S}    needs a `check` before it where anything is affected
@@ -69,7 +69,8 @@ WAKE_SOCKET = Path("/run/airflow-deployer/dag-processor.sock")
 
 MAX_RAW_FRAME = 1 << 20
 MAX_JSON_FRAME = 64 << 20
-STAGED_SECONDS = 60.0
+STAGED_SECONDS = 300.0
+BYTES_SECONDS = 60.0
 LIVE_SECONDS = 60.0
 
 _POLL_SECONDS = 0.02
@@ -274,7 +275,7 @@ class Agent:
         failure: ContentError | None = None
         while left > 0:
             try:
-                data = self.input.read(MAX_RAW_FRAME, STAGED_SECONDS)
+                data = self.input.read(MAX_RAW_FRAME, BYTES_SECONDS)
             except QuietPeer:
                 # What comes later can no longer be told from a request.
                 raise EndOfInput from None

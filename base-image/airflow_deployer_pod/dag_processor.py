@@ -8,6 +8,7 @@ What it changes in `DagFileProcessorManager` of Airflow 3.3 (`airflow/dag_proces
 - Its loop goes round once a second, when it is woken, and when a parse has ended; not for each message of a parse, with
   five queries each time. A parse that has closed its sockets but not ended yet is looked at again at once, not a second
   later.
+- A DAG that its file no longer defines is gone once the file was parsed, not up to two minutes later.
 - After a refresh only what changed is read to see whether it may hold DAGs, not every file.
 - A file that was queued before a switch is parsed from the version after it: the queue remembers where a file was.
 - What was parsed from an older version is dropped, and the file parsed again: Airflow would store it under the new one.
@@ -31,7 +32,9 @@ import attrs
 from airflow.dag_processing.bundles.base import BaseDagBundle
 from airflow.dag_processing.manager import DagFileInfo, DagFileProcessorManager
 from airflow.dag_processing.processor import DagFileProcessorProcess
+from airflow.models.dag import DagModel
 from airflow.utils.file import might_contain_dag
+from airflow.utils.session import create_session
 
 from airflow_deployer_pod.content_agent import WAKE_SOCKET
 from airflow_deployer_pod.dag_bundle import ContentBundle
@@ -145,11 +148,28 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
         )
         if not overtaken:
             super().handle_parsing_result(file, proc, **arguments)
+            if proc.parsing_result is not None and not proc.parsing_result.import_errors:
+                self._deactivate_missing(file, {dag.dag_id for dag in proc.parsing_result.serialized_dags})
             return
         self.log.info("Parsing %s again, whose content changed while it was parsed.", file.rel_path)
         if bundle is not None:
             self.request_bundle_refresh(bundle.name)
             self._add_files_to_queue([dataclasses.replace(file, bundle_path=bundle.path)], mode="frontprio")
+
+    def _deactivate_missing(self, file: DagFileInfo, present: set[str]) -> None:
+        """Take away the DAGs that a file had and has no more (those in a zip file have places of their own)."""
+        dags = DagModel.__table__
+        with create_session() as session:
+            session.execute(
+                dags.update()
+                .where(
+                    dags.c.bundle_name == file.bundle_name,
+                    dags.c.relative_fileloc == str(file.rel_path),
+                    dags.c.is_stale.is_(False),
+                    dags.c.dag_id.not_in(present),
+                )
+                .values(is_stale=True)
+            )
 
     def _bundle(self, name: str) -> BaseDagBundle | None:
         return next((bundle for bundle in self._dag_bundles if bundle.name == name), None)
