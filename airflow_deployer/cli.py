@@ -79,7 +79,11 @@ class _Commands(TyperGroup):
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             name = ctx.invoked_subcommand or ""
-            again = f"run `deployer {name}` again to finish" if name in ("up", "down") else "nothing is left half-done"
+            again = (
+                f"run `deployer {name}` again to finish"
+                if name in ("up", "down", "dev")
+                else "nothing is left half-done"
+            )
             (console or _plain_console()).warning(f"interrupted; {again}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -101,9 +105,9 @@ class Globals:
 
         self.project = Path.cwd()
         self.console = Console(verbose=verbose, quiet=quiet, json_output=output is Output.JSON)
+        self.config_file = config
         self._context = context
         self._namespace = namespace
-        self._config = config
 
     def settings(self, **overrides: object) -> Settings:
         """Load the configuration; `overrides` are flags of the command, by key with `__` for the dot."""
@@ -112,7 +116,7 @@ class Globals:
         flags = {key.replace("__", "."): value for key, value in overrides.items()}
         return config.load(
             self.project,
-            config_file=self._config,
+            config_file=self.config_file,
             env=os.environ,
             overrides={"context": self._context, "namespace": self._namespace, **flags},
         )
@@ -250,6 +254,25 @@ def up(
     deploy.complain_of_import_errors(report)
     if foreground:
         deploy.forward_in_foreground(settings, options.console)
+
+
+@app.command(epilog=_examples("deployer dev", "deployer dev --run orders", "deployer dev --run orders.load -o json"))
+def dev(
+    ctx: typer.Context,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="Run this DAG, or one task of it, again after every save.", metavar="DAG[.TASK]"),
+    ] = None,
+) -> None:
+    """Do what `up` does, then bring every save into the running pod, and show its logs, until Ctrl-C.
+
+    A save that does not import is told with file, line and cause; the last good content stays live. Ctrl-C leaves
+    Airflow running. With --output json, every event is one JSON object in a line of its own.
+    """
+    from airflow_deployer import dev as dev_loop
+
+    options: Globals = ctx.obj
+    dev_loop.run(options.project, options.settings, options.console, config_file=options.config_file, rerun=run)
 
 
 @app.command(epilog=_examples("deployer sync", "deployer sync -o json"))

@@ -1,4 +1,4 @@
-"""What a person sees: steps, warnings, errors and summaries on stderr, results on stdout.
+"""What a person sees: steps, warnings, errors and summaries on stderr, results and events on stdout.
 
 The only module that knows Rich. On a terminal a running step is a live line; anywhere else each step is one plain line
 when it ends, with a sign of life now and then while it lasts. `NO_COLOR` is honoured (https://no-color.org).
@@ -6,11 +6,12 @@ when it ends, with a sign of life now and then while it lasts. `NO_COLOR` is hon
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _SIGN_OF_LIFE_SECONDS = 15.0
+_MARK_STYLES = {"✓": "green", "x": "bold red", "!": "yellow", ">": "cyan"}
+_LEVEL_STYLES = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
+# Red and yellow are for what is wrong.
+_COMPONENT_STYLES = {
+    "scheduler": "cyan",
+    "dag-processor": "magenta",
+    "triggerer": "blue",
+    "api-server": "green",
+    "supervisor": "bright_white",
+    "migration": "bright_cyan",
+    "postgres": "bright_blue",
+}
+_OTHER_COMPONENT_STYLE = "bright_magenta"
+_COMPONENT_WIDTH = 13
 
 
 class _ConsoleStep:
@@ -128,6 +143,65 @@ class Console:
         sys.stdout.write(text)
         sys.stdout.flush()
 
+    # -- events of a command that goes on -------------------------------------------------------------------------
+
+    def event(self, kind: str, message: str, *, mark: str = "", details: Sequence[str] = (), **fields: object) -> None:
+        """Print what happened, with the time; with `--output json` it is one JSON object in a line of its own.
+
+        Args:
+            kind: what it is, for programs (`live`, `import_errors`, ...).
+            message: what it is, for a person.
+            mark: "✓" done, "x" wrong, "!" to be done by the user, ">" begun; other events are left out when quiet.
+            details: further lines.
+            fields: JSON-able facts, for programs.
+        """
+        if self.json_output:
+            document = {"event": kind, "time": _rfc3339_now(), "message": message, "details": [*details], **fields}
+            sys.stdout.write(json.dumps(document) + "\n")
+            sys.stdout.flush()
+        elif mark or not self.quiet:
+            first, *rest = message.split("\n")
+            lines = [(f"{mark} ".lstrip(), _MARK_STYLES.get(mark, ""), first)]
+            lines += [("  ", "", line) for line in (*rest, *details)]
+            self._print_timed(lines)
+
+    def log(self, component: str, level: str, text: str) -> None:
+        """Print a line of a log, coloured by who wrote it; left out when quiet.
+
+        Args:
+            component: who wrote it.
+            level: `debug`, `info`, `warning`, `error` or `critical`.
+        """
+        if self.quiet:
+            return
+        if self.json_output:
+            document = {"event": "log", "time": _rfc3339_now(), "component": component, "level": level, "text": text}
+            sys.stdout.write(json.dumps(document) + "\n")
+            sys.stdout.flush()
+            return
+        style = _COMPONENT_STYLES.get(component, _OTHER_COMPONENT_STYLE)
+        self._print_timed([(f"{component:<{_COMPONENT_WIDTH}} ", style, text)], _LEVEL_STYLES.get(level, ""))
+
+    def _print_timed(self, lines: Sequence[tuple[str, str, str]], text_style: str = "") -> None:
+        """Print lines of mark, its style, and text; the time stands before the first one."""
+        now = time.strftime("%H:%M:%S")
+        stamps = [now, *[" " * len(now)] * (len(lines) - 1)]
+        with self._lock:
+            if not (self._terminal and sys.stdout.isatty()):
+                text = "".join(f"{stamp} {mark}{line}\n" for stamp, (mark, _, line) in zip(stamps, lines, strict=True))
+                encoding = sys.stdout.encoding or "utf-8"
+                sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+                sys.stdout.flush()
+                return
+            from rich.text import Text
+
+            # Through the console that draws the live line, or the two would tear each other.
+            for stamp, (mark, style, line) in zip(stamps, lines, strict=True):
+                rich_line = Text(f"{stamp} ", style="dim")
+                rich_line.append(mark, style=f"not dim {style}".strip())
+                rich_line.append(_printable(line), style=f"not dim {text_style}".strip())
+                self._console().print(rich_line, soft_wrap=True)
+
     # -- how it is drawn ----------------------------------------------------------------------------------------
 
     def _tell_signs_of_life(self) -> None:
@@ -206,3 +280,12 @@ class Console:
 
             self._rich = RichConsole(stderr=True, highlight=False)
         return self._rich
+
+
+def _rfc3339_now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _printable(line: str) -> str:
+    """The line without what would make a terminal do something: logs hold whatever a task prints."""
+    return "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in line)

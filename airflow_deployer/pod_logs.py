@@ -39,6 +39,8 @@ _ROUTINE_LEVELS = ("info", "debug")
 # What they have to tell in passing is told every few seconds, or is told by us.
 _CHATTY = ("dag-processor", "triggerer", "api-server", "postgres")
 _HEARTBEATS = ("Adopting or resetting orphaned tasks",)
+# What the import check says while it imports; what comes of it is told by us, with its place in the project.
+_IMPORTING = "[airflow.dag_processing."
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class LogLine:
         """True for what says no more than that all goes on as it should."""
         if self.level not in _ROUTINE_LEVELS:
             return False
-        return self.component in _CHATTY or self.text.startswith(_HEARTBEATS)
+        return self.level == "debug" or self.component in _CHATTY or self.text.startswith(_HEARTBEATS)
 
 
 class LineParser:
@@ -82,6 +84,8 @@ class LineParser:
         if match := _AIRFLOW.match(text):
             self._levels[component] = match[1] or "info"
             text = re.sub(r" {2,}", "  ", text[match.end() :])
+            if component == "parent" and _IMPORTING in text:
+                self._levels[component] = "debug"
         elif match := _POSTGRES.match(text):
             self._levels[component] = _POSTGRES_LEVELS[match[1]]
             text = text[match.end() :]

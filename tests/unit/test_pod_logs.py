@@ -45,6 +45,14 @@ def test_postgres_lines_are_taken_apart() -> None:
     assert parser.parse(f"{stamp} LOG:  checkpoint starting: time").is_routine
 
 
+def test_what_the_import_check_says_is_told_by_us() -> None:
+    parser = LineParser("airflow")
+    stamp = "[parent] 2026-11-23T13:14:04.1Z [error    ]"
+    lines = [f"{stamp} Failed to import: x.py [airflow.dag_processing.importers] loc=1", "[parent] Traceback"]
+    assert all(parser.parse(line).is_routine for line in lines)
+    assert not parser.parse(f"{stamp} Cannot fork [airflow_deployer_pod.parent]").is_routine
+
+
 @pytest.mark.parametrize(
     ("line", "routine"),
     [
