@@ -120,8 +120,8 @@ def measure(
                 values[side.name].append(value)
                 report(f"{row.name}: {side.name}: {number(value)} {row.unit} (took {clock() - began:.0f} s)")
     except Exception as error:
-        failure = f"{type(error).__name__}: {error}"
-        report(f"{row.name}: failed: {failure}")
+        failure = _one_line(error)
+        report(f"{row.name}: failed: {error}")
     return Measured(row, {name: tuple(found) for name, found in values.items()}, failure)
 
 
@@ -145,11 +145,14 @@ def run(
                 for row in rows:
                     measured.append(measure(row, opened, rounds=rounds, report=report, clock=clock))
         except Exception as error:
-            failure = f"{type(error).__name__}: {error}"
-            report(f"{', '.join(row.name for row in rows)}: failed: {failure}")
-            measured += [Measured(row, {}, failure) for row in rows[len(measured) :]]
+            report(f"{', '.join(row.name for row in rows)}: failed: {error}")
+            measured += [Measured(row, {}, _one_line(error)) for row in rows[len(measured) :]]
         done += measured
     return done
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def misses(measured: Sequence[Measured]) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class ProgramError(Exception):
-    """A program that a measurement needs has failed; the message has the end of what it said."""
+    """A program that a measurement needs has failed; the message has the cause in its first line, then all it said."""
 
 
 def run(
@@ -37,9 +37,16 @@ def run(
     """
     done = subprocess.run(command, cwd=folder, env=env, input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
-        raise ProgramError(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
+        name = " ".join((Path(command[0]).name, *command[1:]))
+        raise failed(f"{name} ended with {done.returncode}", done.stderr or done.stdout)
     return done.stdout
+
+
+def failed(what: str, said: str) -> ProgramError:
+    """The error of a program that has said why: on a line that begins with `error`, or on its last one."""
+    lines = said.strip().splitlines() or ["nothing was said"]
+    cause = next((line for line in lines if line.lower().startswith("error")), lines[-1])
+    return ProgramError("\n".join([f"{what}: {cause}", *lines]))
 
 
 def timed(*command: str, folder: Path | None = None, env: Mapping[str, str] | None = None) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 
 from airflow_deployer.credentials import POSTGRES_DATABASE, POSTGRES_USER
 from bench.airflow_account import Database
-from bench.programs import Kubectl, ProgramError, deployer_command, environment, run
+from bench.programs import Kubectl, ProgramError, deployer_command, environment, failed, run
 
 ROOT = Path(__file__).resolve().parents[1]
 EDITED = "edited"
@@ -136,8 +136,8 @@ class Project:
                 deadline = time.monotonic() + 300
                 while True:
                     if process.poll() is not None or time.monotonic() > deadline:
-                        said = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-                        raise ProgramError(f"deployer dev does not work (exit code {process.poll()}):\n{said}")
+                        what = f"nothing arrives by deployer dev (exit code {process.poll()})"
+                        raise failed(what, log.read_text(encoding="utf-8"))
                     try:
                         self.database.wait_parsed(EDITED, self.edit(), seconds=5)
                         break

@@ -15,6 +15,7 @@ import pytest
 
 from bench import __main__, machine, measure, plot, pod_usage, publish
 from bench.measure import Group, Measured, Row, Side
+from bench.programs import failed
 
 Sides = AbstractContextManager[Sequence[Side]]
 
@@ -137,6 +138,18 @@ def test_what_was_measured_stays_when_its_deployment_cannot_be_removed() -> None
     [measured] = run(Group(opened, (row(),)))
     assert measured.values["ours"] == (1.0, 1.0, 1.0)
     assert measured.failure == ""
+
+
+def test_of_a_failure_its_first_line_is_kept_and_everything_is_reported() -> None:
+    error = failed("deployer up ended with 1", "preflight\nerror: no registry.\nnext: start one\n")
+    lines: list[str] = []
+
+    def opened() -> AbstractContextManager[None]:
+        raise error
+
+    [measured] = run(Group(opened, (row(),)), report=lines.append)
+    assert measured.failure == "ProgramError: deployer up ended with 1: error: no registry."
+    assert "next: start one" in lines[0]
 
 
 # -- verdicts -------------------------------------------------------------------------------------------------------
