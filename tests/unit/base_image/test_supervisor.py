@@ -8,15 +8,18 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow_deployer_pod import content_store
 
 from tests.unit.base_image.conftest import POD_PACKAGE
 
@@ -363,7 +366,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path, unused_ports: list[int
     lives = []
 
     def begin(**programs: Any) -> Life:
-        programs.setdefault("fork", request.param)
+        programs["fork"] = request.param
         life = Life(tmp_path, unused_ports, {name.replace("_", "-"): text for name, text in programs.items()})
         lives.append(life)
         return life
@@ -514,3 +517,114 @@ def test_the_workers_of_a_killed_scheduler_do_not_survive_it(start: Start) -> No
     assert life.end() == 1
     assert any("scheduler ended with signal SIGKILL" in line for line in life.lines)
     assert not Path(f"/proc/{task}").exists()
+
+
+def check(life: Life) -> bytes:
+    """Ask the parent for a check; empty when there is none."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(life.check_socket))
+        except OSError:
+            return b""
+        connection.sendall(b"it")
+        return connection.recv(100)
+
+
+def parent_process(life: Life) -> int:
+    """The process id of the parent."""
+    children = Path(f"/proc/{life.process.pid}/task/{life.process.pid}/children").read_text().split()
+    return next(int(pid) for pid in children if b"check.sock" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+@pytest.mark.parametrize("start", [True], ids=["forked"], indirect=True)
+def test_a_parent_that_dies_is_replaced_and_takes_nobody_with_it(start: Start) -> None:
+    life = start()
+    life.wait_for("[scheduler] started")
+    assert check(life) == b"checked it"
+    os.kill(parent_process(life), signal.SIGKILL)
+    life.wait_for("The parent ended with signal SIGKILL.")
+    assert not life.check_socket.exists()
+    deadline = time.monotonic() + 5
+    while check(life) != b"checked it" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert check(life) == b"checked it"
+    assert sum("[scheduler] started" in line for line in life.lines) == 1
+    assert life.get("/readyz")[0] == 200
+    life.process.send_signal(signal.SIGTERM)
+    assert life.end() == 0
+    assert not life.check_socket.exists()
+
+
+@pytest.mark.parametrize("start", [True], ids=["forked"], indirect=True)
+@pytest.mark.parametrize(
+    ("parent", "told"),
+    [
+        ("raise SystemExit(5)", "The parent ended with exit code 5."),
+        ("import time; time.sleep(60)", "Killing the parent, which did nothing for 2 s."),
+        (
+            PARENT.replace('["json"]', '["json", "threads"]').replace("CHECK_SOCKET", "'/nowhere'"),
+            "not forked: the import of Airflow has started 1 threads",
+        ),
+    ],
+    ids=["dies", "hangs", "unsafe"],
+)
+def test_what_the_parent_cannot_start_is_spawned(start: Start, tmp_path: Path, parent: str, told: str) -> None:
+    (tmp_path / "threads.py").write_text(
+        "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    )
+    life = start(schema="behind", parent=parent)
+    life.wait_for(told)
+    life.wait_for("[scheduler] started")
+    order = positions(life.lines, "[migration] migrated", "[api-server] answering", "[scheduler] started")
+    assert order == sorted(order)
+    time.sleep(1.0)
+    # It is not tried again.
+    assert sum("The parent ended" in line for line in life.lines) == 1
+    life.process.send_signal(signal.SIGTERM)
+    assert life.end() == 0
+
+
+@pytest.mark.parametrize("start", [True], ids=["forked"], indirect=True)
+def test_a_stop_does_not_wait_for_the_import(start: Start) -> None:
+    life = start(parent="import time; time.sleep(60)")
+    life.wait_for("Importing airflow")
+    begin = time.monotonic()
+    life.process.send_signal(signal.SIGTERM)
+    assert life.end() == 0
+    assert time.monotonic() - begin < 1.5
+
+
+def write_content(folder: Path) -> str:
+    """Write the content of an image; return its id."""
+    file = folder / "image" / "dags" / "shop.py"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"shop = 1\n")
+    return content_store.files_id(
+        {"dags/shop.py": content_store.FileEntry(False, 9, sha256(b"shop = 1\n").hexdigest())}
+    )
+
+
+def test_the_content_of_the_image_is_there_before_airflow(start: Start, tmp_path: Path) -> None:
+    content_id = write_content(tmp_path)
+    looks = (
+        f"print('found', open({str(tmp_path / 'content/current/dags/shop.py')!r}).read(), flush=True)" + ENDS_ON_SIGTERM
+    )
+    life = start(content_id=content_id, triggerer=looks)
+    life.wait_for("[triggerer] found shop = 1")
+    status, document = life.get("/content")
+    assert status == 200
+    assert (document["live"], document["deployed"], document["image"]) == (content_id, content_id, content_id)
+
+
+def test_content_that_is_not_what_it_should_be_is_fatal(start: Start, tmp_path: Path) -> None:
+    write_content(tmp_path)
+    life = start(content_id="ab" * 32)
+    assert life.end() == 1
+    assert (tmp_path / "termination-log").read_text().startswith("The DAG content cannot be prepared: the image holds")
+
+
+def test_a_port_that_is_taken_is_fatal(start: Start, tmp_path: Path, unused_ports: list[int]) -> None:
+    with http.server.HTTPServer(("", unused_ports[1]), http.server.BaseHTTPRequestHandler):
+        life = start()
+        assert life.end() == 1
+    assert "Address already in use" in (tmp_path / "termination-log").read_text()
