@@ -327,7 +327,8 @@ class Store:
             known = self.manifest(content_id[:VERSION_LENGTH])
             if known and known.content_id == content_id:
                 return Stage(self, known, None, lock)
-            return self._begin(Manifest(content_id, files), before, lock)
+            # What is live is read anyway, and mostly holds nearly everything.
+            return self._begin(Manifest(content_id, files), before if base else self.live_manifest(), lock)
         except BaseException:
             lock.release()
             raise

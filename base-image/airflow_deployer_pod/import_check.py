@@ -35,6 +35,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import logging
 import os
 import re
 import selectors
@@ -171,8 +172,9 @@ def describe(text: str, dag_file: Path, root: Path) -> Finding:
         "dag_file": _relative(str(dag_file), root) or str(dag_file),
         "kind": kind,
         "exception": raised.type,
-        "message": raised.message.partition("\n")[0][:_MESSAGE_LENGTH],
-        "traceback": _project_traceback(text, root),
+        # The folder differs from check to check, and is of no interest.
+        "message": raised.message.partition("\n")[0].replace(f"{root}/", "")[:_MESSAGE_LENGTH],
+        "traceback": [line.replace(f"{root}/", "") for line in _project_traceback(text, root)],
     }
 
 
@@ -490,6 +492,8 @@ def _set_up(environment: Mapping[str, str]) -> None:
 def answer(connection: socket.socket) -> None:
     """Read one request from the connection, and write the answer to it: in a forked child, which then ends."""
     os.dup2(2, 1)
+    # What failed is in the answer; the pod's log is for what Airflow does with the content once it is live.
+    logging.disable(logging.CRITICAL)
     _set_up({})
     with connection, connection.makefile("rb") as lines:
         try:

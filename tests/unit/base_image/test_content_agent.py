@@ -295,6 +295,12 @@ def test_an_unknown_base_is_answered_by_sending_everything(pod: Pod) -> None:
     second = {**FIRST, "dags/a.py": DAG + b"#"}
     event = peer.stage(second, {"dags/x.py": b"x"})
     assert (event["event"], event["kind"]) == ("error", "unknown_base")
+    put = [[path, *entry] for path, entry in entries(second).items()]
+    need = peer.ask(op="stage", content_id=files_id(entries(second)), base=None, put=put, remove=[])
+    # What is live is not sent again.
+    assert need["paths"] == ["dags/a.py"]
+    peer.send_raw(second["dags/a.py"])
+    assert peer.receive()["event"] == "staged"
     assert peer.sync(second, None)["pending"] == []
     assert pod.live() == second
 
@@ -345,7 +351,7 @@ def test_a_sync_that_is_cut_off_at_any_byte_changes_nothing(pod: Pod, cut: int) 
 
 def test_an_error_amid_the_bytes_is_told_and_the_rest_dropped(pod: Pod) -> None:
     peer = pod.connect()
-    files = {"dags/a.py": DAG * 10, "dags/z.py": DAG}
+    files = {"dags/a.py": DAG * 10, "dags/z.py": DAG + b"z"}
     new = entries(files)
     put = [[path, *entry] for path, entry in new.items()]
     need = peer.ask(op="stage", content_id=files_id(new), base=None, put=put, remove=[])

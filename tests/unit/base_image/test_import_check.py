@@ -94,7 +94,7 @@ def test_the_traceback_begins_in_the_project_and_stays_short(import_check: Any, 
     text = HELPER.replace("ROOT", str(root))
     lines = import_check.describe(text, root / "dags" / "orders.py", root)["traceback"]
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[1].endswith('orders.py", line 4, in <module>')
+    assert lines[1] == '  File "dags/orders.py", line 4, in <module>'
     assert lines[-1] == "Ask the bank."
     deep = text.replace("    rates = load()\n", "    rates = load()\n" + '  File "/x.py", line 1, in f\n    f()\n' * 50)
     lines = import_check.describe(deep, root / "dags" / "orders.py", root)["traceback"]
