@@ -137,7 +137,7 @@ class SaveLoop:
         self._live: ProjectContent | None = None
         self._state: State | None = None
         self._findings: list[str] = []
-        self._complaint = ""
+        self._complaints: dict[str, str] = {}
         self._to_replace: list[str] = []
         self._away_since: float | None = None
         self._started = False
@@ -261,7 +261,7 @@ class SaveLoop:
                     return None
                 await asyncio.sleep(_TORN_PAUSE)
             else:
-                self._complaint = ""
+                self._complaints.pop("project_error", None)
                 return content
         return None
 
@@ -272,6 +272,7 @@ class SaveLoop:
         except ConfigurationError as error:
             self._tell_complaint("configuration_error", error)
             return
+        self._complaints.pop("configuration_error", None)
         different = self._runtime.differences(Runtime.of(content, settings))
         if different == self._to_replace:
             return
@@ -311,7 +312,7 @@ class SaveLoop:
             parsed=live.parsed,
             cleared=bool(self._findings),
         )
-        self._live, self._findings, self._complaint = content, [], ""
+        self._live, self._findings = content, []
         if self._state is not None:
             self._state = type(self._state)(content.content_id, self._state.deployed, self._state.image)
         for failure in live.import_errors:
@@ -347,8 +348,8 @@ class SaveLoop:
             self._view.event("away", f"the pod is out of reach: {reason}; trying again until it is back", mark="!")
 
     def _tell_complaint(self, kind: str, error: DeployerError) -> None:
-        if error.message != self._complaint:
-            self._complaint = error.message
+        if error.message != self._complaints.get(kind):
+            self._complaints[kind] = error.message
             self._tell_error(kind, error)
 
     def _tell_error(self, kind: str, error: DeployerError) -> None:
