@@ -258,13 +258,23 @@ class Airflow(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = {}
 
+    fork_processes: Annotated[
+        bool,
+        _key(
+            "Import Airflow once and fork its processes from there: a faster start, and some 200 MB less memory. With "
+            "`false` each process is a program of its own, and staged DAG files are checked by a fresh one."
+        ),
+    ] = True
+
     def environment(self) -> dict[str, str]:
-        """`settings` and `env` as the environment variables of the `airflow` container."""
+        """These settings as the environment variables of the `airflow` container."""
         variables = {
             _airflow_variable(section, option): str(value)
             for section, options in self.settings.items()
             for option, value in options.items()
         }
+        if not self.fork_processes:
+            variables["AIRFLOW_DEPLOYER_FORK"] = "0"
         return variables | self.env
 
 
@@ -383,8 +393,10 @@ class ContainerResources(Struct, frozen=True, forbid_unknown_fields=True):
 class Resources(Struct, frozen=True, forbid_unknown_fields=True):
     """What the two containers of the pod ask for (`requests`) and may use at most (`limits`)."""
 
+    # At rest Airflow's processes were measured at 5 % of a processor and 590 MB, Postgres at 2 % and 40 MB. What is
+    # asked for leaves room for a few tasks; a limit of processor time would make every start slower.
     airflow: ContainerResources = ContainerResources(
-        requests=Amounts(cpu="250m", memory="1Gi"), limits=Amounts(memory="3Gi")
+        requests=Amounts(cpu="100m", memory="1Gi"), limits=Amounts(memory="3Gi")
     )
     postgres: ContainerResources = ContainerResources(
         requests=Amounts(cpu="50m", memory="128Mi"), limits=Amounts(memory="512Mi")

@@ -40,7 +40,7 @@ size = "10Gi"
 ```
 """
 
-_TYPES = {str: "string", int: "integer", Duration: "duration"}
+_TYPES = {str: "string", int: "integer", bool: "boolean", Duration: "duration"}
 
 
 def render() -> str:
@@ -84,6 +84,8 @@ def _default(value: object) -> str:
         return "unset"
     if value == {}:
         return "empty"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     return f"`{value}`" if isinstance(value, int) and not isinstance(value, Duration) else f'`"{value}"`'
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from airflow_deployer import config_reference
-from airflow_deployer.config import Duration, Settings, keys, load, parse_quantity
+from airflow_deployer import airflow_settings, config_reference
+from airflow_deployer.config import OWN_SETTINGS, Duration, Settings, keys, load, parse_quantity
 from airflow_deployer.errors import EXIT_USAGE, ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,17 @@ def test_airflow_settings_become_environment_variables(tmp_path: Path) -> None:
         "AIRFLOW__CORE__UNIT_TEST_MODE": "True",
         "REGION": "eu",
     }
+
+
+def test_forking_is_on_until_it_is_turned_off(tmp_path: Path) -> None:
+    assert load_text(tmp_path).airflow.environment() == {}
+    airflow = load_text(tmp_path, "[airflow]\nfork_processes = false\n").airflow
+    assert airflow.environment() == {"AIRFLOW_DEPLOYER_FORK": "0"}
+
+
+def test_what_holds_the_pod_together_cannot_be_set() -> None:
+    names = {re.sub("_CMD$", "", name) for name in airflow_settings.WIRING}
+    assert names <= OWN_SETTINGS
 
 
 @pytest.mark.parametrize(
