@@ -17,6 +17,7 @@ standard input is the end. Paths are `dags/...` or `include/...`, ids are 64 hex
         It holds the lock until `switch`, `discard`, an error, the end, or 300 s without a frame (then it is discarded).
     {"op": "check"}
         {"event": "checked", "seconds": S, "report": {...}}    the document of `import_check` on the affected files
+        A frame that comes meanwhile ends the check (`interrupted`) and is then answered.
     {"op": "switch", "deployed_at": INT|null, "timeout": S}    needs a `check` before it where anything is affected
         {"event": "switched", "at": RFC 3339 by the pod's clock}
         {"event": "live", "seconds": S, "parsed": N, "pending": [PATH],
@@ -28,9 +29,10 @@ standard input is the end. Paths are `dags/...` or `include/...`, ids are 64 hex
 
 At any time `{"event": "error", "kind": KIND, "message": TEXT}` may come instead of an answer, and ends what was staged:
 `no_space`, `invalid`, `busy` (somebody else stages), `unknown_base` (send `base` null), `check_failed` (the check could
-not be made), `database` (Airflow's database does not answer; before a switch nothing was switched, after it the content
-is live on disk and Airflow finds it by itself), `internal`. Up to `switched` the old content stays live. After an error
-amid the raw frames the announced bytes are still read and dropped, up to the last; a peer may also just close.
+not be made), `interrupted`, `database` (Airflow's database does not answer; before `switched` nothing was switched, after
+it the content is live on the volume, and Airflow finds it by itself), `internal`. Up to `switched` the old content stays
+live. After an error amid the raw frames the announced bytes are still read and dropped, up to the last; a peer may also
+just close.
 
 When nothing is asked after a `live`, versions that nothing needs any more are removed.
 """
@@ -75,6 +77,7 @@ LIVE_SECONDS = 60.0
 
 _POLL_SECONDS = 0.02
 _MANY_FILES = 100  # waiting for more than that, Airflow needs seconds, and asking the database is no longer free
+_GIVE_UP_SECONDS = 0.1
 _REST_SECONDS = 0.5  # what counts as nothing being asked
 
 
@@ -160,7 +163,7 @@ class Agent:
 
     Attributes:
         image: the content id of the image's own content.
-        check: makes the import check: takes its request, returns its document.
+        check: makes the import check: takes its request and what says whether to give it up, returns its document.
         wake: cuts the DAG processor's sleep short.
     """
 
@@ -169,7 +172,7 @@ class Agent:
     image: str
     input: FrameReader
     output: int
-    check: Callable[[Mapping[str, Any]], dict[str, Any]]
+    check: Callable[[Mapping[str, Any], Callable[[], bool]], dict[str, Any]]
     wake: Callable[[], None]
     _work: _Work | None = None
     _tidy: bool = False
@@ -193,6 +196,8 @@ class Agent:
                     operation(request)
                 except ContentError as error:
                     self._fail(error.kind, str(error))
+                except OSError as error:
+                    self._fail("internal", f"The volume cannot be read or written: {error.strerror}.")
                 except DatabaseError as error:
                     self._fail("database", f"Airflow's database does not answer: {error}.")
         except EndOfInput:
@@ -260,9 +265,6 @@ class Agent:
             affected = find_affected(
                 live.files, known, stage.manifest.files, lambda path: (stage.root / path).read_bytes()
             )
-        except OSError as error:
-            stage.discard()
-            raise ContentError("internal", f"The volume cannot be read: {error.strerror}.") from None
         except BaseException:
             stage.discard()
             raise
@@ -320,7 +322,8 @@ class Agent:
                 "root": str(work.stage.root),
                 "files": None if work.affected.everything else work.affected.files,
                 "known": {dag_id: path for path, one in known.items() for dag_id in one["dag_ids"]},
-            }
+            },
+            lambda: self.input.ready(0.0),
         )
         failed = {finding["dag_file"] for finding in (*report["errors"], *report["needs_database"])}
         for file in report["files"]:
@@ -407,20 +410,27 @@ def _cause(stacktrace: str) -> str:
     return next((line.strip() for line in reversed(stacktrace.splitlines()) if line.strip()), "")
 
 
-def check_content(request: Mapping[str, Any], check_socket: Path = CHECK_SOCKET) -> dict[str, Any]:
+def check_content(
+    request: Mapping[str, Any], interrupted: Callable[[], bool], check_socket: Path = CHECK_SOCKET
+) -> dict[str, Any]:
     """Have the staged files imported: by a child of the process that has imported Airflow, else in a fresh process.
 
+    Args:
+        request: what `import_check` takes.
+        interrupted: whether to give it up; asked ten times a second.
+        check_socket: where that process listens.
+
     Raises:
-        ContentError: `check_failed`, with the cause.
+        ContentError: `check_failed`, with the cause, or `interrupted`.
     """
     line = json.dumps(request).encode() + b"\n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(str(check_socket))
         except OSError:
-            answer, cause = _check_in_fresh_process(line)
+            answer, cause = _check_in_fresh_process(line, interrupted)
         else:
-            answer, cause = _ask(connection, line), "the process that was to make it has ended"
+            answer, cause = _ask(connection, line, interrupted), "the process that was to make it has ended"
     try:
         document = json.loads(answer)
     except ValueError:
@@ -430,27 +440,46 @@ def check_content(request: Mapping[str, Any], check_socket: Path = CHECK_SOCKET)
     return document
 
 
-def _ask(connection: socket.socket, line: bytes) -> bytes:
+def _ask(connection: socket.socket, line: bytes, interrupted: Callable[[], bool]) -> bytes:
     answer = bytearray()
     with contextlib.suppress(OSError):
         connection.sendall(line)
-        connection.shutdown(socket.SHUT_WR)
-        while data := connection.recv(1 << 18):
+        while True:
+            # Closing the connection is what ends the check on the other side.
+            while not select.select([connection], [], [], _GIVE_UP_SECONDS)[0]:
+                _go_on(interrupted)
+            data = connection.recv(1 << 18)
+            if not data:
+                break
             answer += data
     return bytes(answer)
 
 
-def _check_in_fresh_process(line: bytes) -> tuple[bytes, str]:
+def _check_in_fresh_process(line: bytes, interrupted: Callable[[], bool]) -> tuple[bytes, str]:
     import subprocess
 
-    run = subprocess.run(
-        [sys.executable, "-P", "-m", "airflow_deployer_pod.import_check", "--request"],
-        input=line,
-        capture_output=True,
-        check=False,
-    )
-    last = run.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    return run.stdout, last or f"it ended with exit code {run.returncode}"
+    command = [sys.executable, "-P", "-m", "airflow_deployer_pod.import_check", "--request"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        given: bytes | None = line
+        while True:
+            try:
+                answer, errors = process.communicate(given, timeout=_GIVE_UP_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                given = None
+                try:
+                    _go_on(interrupted)
+                except ContentError:
+                    process.terminate()
+                    raise
+    last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+    return answer, last or f"it ended with exit code {process.returncode}"
+
+
+def _go_on(interrupted: Callable[[], bool]) -> None:
+    if interrupted():
+        raise ContentError("interrupted", "The import check was given up.")
 
 
 def wake_dag_processor(wake_socket: Path = WAKE_SOCKET) -> None:

@@ -303,18 +303,34 @@ class _Import:
     output: bytes = b""
 
 
-def import_files(files: Iterable[Path], dags: Path, limit: float, result_descriptor: int) -> dict[Path, FileResult]:
-    """Import each file in a process of its own, as many at once as there are processors, none longer than `limit` s."""
+class GivenUpError(Exception):
+    """Whoever asked for the check has gone."""
+
+
+def import_files(
+    files: Iterable[Path], dags: Path, limit: float, result_descriptor: int, peer: int | None = None
+) -> dict[Path, FileResult]:
+    """Import each file in a process of its own, as many at once as there are processors, none longer than `limit` s.
+
+    Raises:
+        GivenUpError: the other end of the socket `peer` was closed meanwhile.
+    """
     waiting = list(reversed(list(files)))
     results: dict[Path, FileResult] = {}
     running: dict[int, _Import] = {}
     with selectors.DefaultSelector() as selector:
+        if peer is not None:
+            selector.register(peer, selectors.EVENT_READ)
         while waiting or running:
             while waiting and len(running) < len(os.sched_getaffinity(0)):
                 started = _fork(waiting.pop(), dags, result_descriptor)
                 running[started.reader] = started
                 selector.register(started.reader, selectors.EVENT_READ)
             for key, _ in selector.select(0.5):
+                if key.fd == peer:
+                    for one in running.values():
+                        _kill(one)
+                    raise GivenUpError
                 one = running[key.fd]
                 data = os.read(one.reader, 65536)
                 one.output += data
@@ -350,12 +366,16 @@ def _fork(file: Path, dags: Path, result_descriptor: int) -> _Import:
     return _Import(file, pid, reader, time.monotonic())
 
 
+def _kill(one: _Import) -> None:
+    # Its group: what the file itself started must not hold the pipe open or outlive the check.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(one.pid, signal.SIGKILL)
+
+
 def _collect(one: _Import, limit: float | None) -> FileResult:
     """The result of a process that closed its pipe, or (with a limit) that has to be killed for taking too long."""
     if limit is not None:
-        # Its group: what the file itself started must not hold the pipe open or outlive the check.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(one.pid, signal.SIGKILL)
+        _kill(one)
     exit_code = os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1])
     seconds = round(time.monotonic() - one.begin, 3)
     if limit is not None:
@@ -427,8 +447,17 @@ class Request:
             raise ValueError("root, files and known are what a request consists of") from None
 
 
-def check(request: Request, result_descriptor: int) -> dict[str, Any]:
-    """Import what the request names and return the document that the module's documentation describes."""
+def check(request: Request, result_descriptor: int, *, over_socket: bool = False) -> dict[str, Any]:
+    """Import what the request names and return the document that the module's documentation describes.
+
+    Args:
+        request: what to import.
+        result_descriptor: where the answer will go; nothing that is imported may hold it.
+        over_socket: whether that is a socket, whose other end tells by closing that nobody waits any more.
+
+    Raises:
+        GivenUpError: nobody does.
+    """
     begin = time.monotonic()
     import airflow
     import airflow.dag_processing.dagbag
@@ -441,7 +470,7 @@ def check(request: Request, result_descriptor: int) -> dict[str, Any]:
         conf.getfloat("dag_processor", "dag_file_processor_timeout"), conf.getfloat("core", "dagbag_import_timeout") + 5
     )
     files, skipped = list_files(dags, None if request.files is None else [root / file for file in request.files])
-    results = import_files(files, dags, limit, result_descriptor)
+    results = import_files(files, dags, limit, result_descriptor, result_descriptor if over_socket else None)
     errors: list[Finding] = []
     unanswered: list[Finding] = []
     for file in files:
@@ -502,8 +531,12 @@ def answer(connection: socket.socket) -> None:
             document: dict[str, Any] = {"error": f"this is no request: {error}."}
         else:
             _use_own_database()
-            document = check(request, connection.fileno())
-        connection.sendall(json.dumps(document).encode() + b"\n")
+            try:
+                document = check(request, connection.fileno(), over_socket=True)
+            except GivenUpError:
+                return
+        with contextlib.suppress(BrokenPipeError):
+            connection.sendall(json.dumps(document).encode() + b"\n")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -125,9 +125,14 @@ class Check:
 
     def __init__(self) -> None:
         self.requests: list[Mapping[str, Any]] = []
+        self.hangs = False
 
-    def __call__(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, request: Mapping[str, Any], interrupted: Callable[[], bool]) -> dict[str, Any]:
         self.requests.append(request)
+        while self.hangs:
+            time.sleep(0.01)
+            if interrupted():
+                raise ContentError("interrupted", "The import check was given up.")
         root = Path(request["root"])
         files = request["files"]
         if files is None:
@@ -420,6 +425,39 @@ def test_versions_that_nothing_needs_go_when_nothing_is_asked(pod: Pod, monkeypa
     assert pod.store.live_version() in kept
 
 
+def test_a_check_that_hangs_is_given_up_for_the_next_frame(pod: Pod) -> None:
+    peer = pod.connect()
+    pod.check.hangs = True
+    peer.stage({**FIRST, "dags/a.py": DAG + b"#"}, FIRST)
+    peer.send({"op": "check"})
+    peer.send({"op": "state"})
+    assert peer.receive()["kind"] == "interrupted"
+    assert peer.receive()["event"] == "state"
+    # A peer that is gone frees the lock at once.
+    peer.stage({**FIRST, "dags/a.py": DAG + b"#"}, FIRST)
+    peer.send({"op": "check"})
+    peer.close()
+    pod.store.lock(5.0).release()
+
+
+def never() -> bool:
+    return False
+
+
+def test_a_check_over_a_socket_is_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "check.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(ContentError, match="given up") as caught:
+            content_agent.check_content({}, lambda: True, path)
+        assert caught.value.kind == "interrupted"
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.recv(64) == b"{}\n"
+            assert connection.recv(64) == b""
+
+
 def test_the_check_is_asked_over_its_socket(tmp_path: Path) -> None:
     path = tmp_path / "check.sock"
     answers = iter([b'{"files": []}\n', b'{"error": "no"}\n', b""])
@@ -436,11 +474,11 @@ def test_the_check_is_asked_over_its_socket(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        assert content_agent.check_content({"root": "/x"}, path) == {"files": []}
+        assert content_agent.check_content({"root": "/x"}, never, path) == {"files": []}
         with pytest.raises(ContentError, match="could not be made: no"):
-            content_agent.check_content({"root": "/x"}, path)
+            content_agent.check_content({"root": "/x"}, never, path)
         with pytest.raises(ContentError, match="has ended"):
-            content_agent.check_content({"root": "/x"}, path)
+            content_agent.check_content({"root": "/x"}, never, path)
         thread.join()
 
 
