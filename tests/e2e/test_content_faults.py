@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import subprocess
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -195,8 +196,10 @@ class PipeExec:
     """The agent of the image in a container of its own, in place of the one that an exec in the pod starts."""
 
     def __init__(self, image: str, *options: str) -> None:
+        # The folders that the supervisor makes before anything else.
+        script = f"cd /home/airflow/content && mkdir versions manifests staging && exec {shlex.join(AGENT)}"
         self._process = subprocess.Popen(
-            ["docker", "run", "--rm", "-i", "--network", "none", *options, image, *AGENT],
+            ["docker", "run", "--rm", "-i", "--network", "none", *options, image, "bash", "-c", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
