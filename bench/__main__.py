@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import commands, edits, machine, measure, pods, publish, scale
+from bench import commands, edits, machine, measure, pods, port_forward, publish, scale
 from bench.measure import Group
 from bench.programs import Kubectl, ProgramError, local_context
 from bench.side_by_side import pair
@@ -21,6 +21,7 @@ GROUPS: tuple[Group[Any], ...] = (
     commands.HELP,
     Group(pair, (*commands.ROWS, *edits.ROWS, *pods.ROWS)),
     pods.FRESH,
+    *port_forward.GROUPS,
     *scale.GROUPS,
 )
 

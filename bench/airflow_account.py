@@ -7,6 +7,7 @@ stays, Airflow's health by a loop beside the API server.
 from __future__ import annotations
 
 import contextlib
+import random
 import subprocess
 import time
 from typing import IO, cast
@@ -63,6 +64,11 @@ def wait_healthy(kubectl: Kubectl, namespace: str, *, since: float, seconds: flo
             if time.time() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def save_at_any_moment() -> None:
+    """Wait up to a second: Airflow looks at its files once a second, and rounds must not keep step with that."""
+    time.sleep(random.random())  # noqa: S311 - no secret
 
 
 class Database:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.airflow_account import POD, Database, wait_healthy
+from bench.airflow_account import POD, Database, save_at_any_moment, wait_healthy
 from bench.programs import Kubectl, run
 from bench.project import EDITED, ROOT, dag_file, write_dags
 
@@ -128,6 +128,7 @@ class Blog:
 
     def copy_to_parsed(self) -> float:
         """Seconds from a saved edit through `kubectl cp` until Airflow has parsed it."""
+        save_at_any_moment()
         began = time.monotonic()
         description = self.edit()
         self.copy(f"{EDITED}.py")

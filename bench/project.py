@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_deployer.credentials import POSTGRES_DATABASE, POSTGRES_USER
-from bench.airflow_account import Database
+from bench.airflow_account import Database, save_at_any_moment
 from bench.programs import Kubectl, ProgramError, deployer_command, environment, failed, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,12 +105,14 @@ class Project:
 
     def save_to_parsed(self) -> float:
         """Seconds from a saved edit until Airflow has parsed it; `deployer dev` must run."""
+        save_at_any_moment()
         began = time.monotonic()
         self.database.wait_parsed(EDITED, self.edit(), seconds=60)
         return time.monotonic() - began
 
     def new_to_parsed(self) -> float:
         """Seconds from a saved new file until Airflow has parsed it; `deployer dev` must run."""
+        save_at_any_moment()
         began = time.monotonic()
         self.database.wait_parsed(*self.add(), seconds=60)
         return time.monotonic() - began

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bench.airflow_account import wait_healthy
+from bench.airflow_account import save_at_any_moment, wait_healthy
 from bench.blog import Images, blog
 from bench.programs import Kubectl, environment, is_there
 from bench.project import EDITED
@@ -80,6 +80,7 @@ class Rival:
                 wait_healthy(kubectl, made.namespace, since=time.time())
 
                 def measure() -> float:
+                    save_at_any_moment()
                     began = time.monotonic()
                     made.database.wait_parsed(EDITED, made.edit(), seconds=60)
                     return time.monotonic() - began
