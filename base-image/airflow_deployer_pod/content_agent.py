@@ -29,9 +29,9 @@ standard input is the end. Paths are `dags/...` or `include/...`, ids are 64 hex
 
 At any time `{"event": "error", "kind": KIND, "message": TEXT}` may come instead of an answer, and ends what was staged:
 `no_space`, `invalid`, `busy` (somebody else stages), `unknown_base` (send `base` null), `check_failed` (the check could
-not be made), `interrupted`, `database` (Airflow's database does not answer), `internal`. Up to `switched` the old content
-stays live; after it the new one is, and Airflow finds it by itself. After an error amid the raw frames the announced
-bytes are still read and dropped, up to the last; a peer may also just close.
+not be made), `interrupted`, `database` (Airflow's database does not answer), `internal`. Up to `switched` the old
+content stays live; after it the new one is, and Airflow finds it by itself. After an error amid the raw frames the
+announced bytes are still read and dropped, up to the last; a peer may also just close.
 
 When nothing is asked after a `live`, versions that nothing needs any more are removed.
 """

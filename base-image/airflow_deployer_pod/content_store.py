@@ -391,22 +391,23 @@ class Store:
         finally:
             lock.release()
 
-    def write_state(self, content_id: str, deployed_at: int) -> None:
-        """Write down what was deployed."""
-        self._write(self.folder / "state.json", {"deployed_at": deployed_at, "deployed": content_id})
-
     def write_manifest(self, manifest: Manifest) -> None:
         """Write a version's manifest."""
         document = {"content_id": manifest.content_id, "files": manifest.files, "dag_files": manifest.dag_files}
-        self._write(self.manifests / f"{manifest.version}.json", document)
+        self.prepare(document).rename(self.manifests / f"{manifest.version}.json")
 
-    def _write(self, target: Path, document: Mapping[str, Any]) -> None:
-        new = self.staging / f"{target.name}.{_random_name()}"
-        with new.open("wb") as stream:
-            stream.write(json.dumps(document, separators=(",", ":")).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        new.rename(target)
+    def prepare(self, document: Mapping[str, Any]) -> Path:
+        """Write a file that only has to be given its name."""
+        file = self.staging / _random_name()
+        try:
+            with file.open("wb") as stream:
+                stream.write(json.dumps(document, separators=(",", ":")).encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            _remove_tree(file)
+            raise
+        return file
 
 
 @dataclass
@@ -570,12 +571,16 @@ class Stage:
             # It counts as one of the newest again.
             os.utime(store.manifests / f"{version}.json")
         if self.folder:
-            leftover = store.root(version)
-            if leftover.exists():
-                _remove_tree(leftover)
-            self.folder.rename(leftover)
+            if store.root(version).exists():
+                # Its manifest was lost.
+                store.root(version).rename(store.staging / _random_name())
+            self.folder.rename(store.root(version))
             self.folder = None
         _sync_folder(store.versions)
+        # What needs space comes before the switch.
+        state = None
+        if deployed_at is not None:
+            state = store.prepare({"deployed_at": deployed_at, "deployed": self.manifest.content_id})
         at = time.time()
         if store.live_version() != version:
             root = f"{store.root(version)}/"
@@ -588,8 +593,8 @@ class Stage:
             link.symlink_to(Path("versions", version))
             at = time.time()
             link.rename(store.current)
-        if deployed_at is not None:
-            store.write_state(self.manifest.content_id, deployed_at)
+        if state is not None:
+            state.rename(store.folder / "state.json")
         _sync_folder(store.folder)
         return at
 
