@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote as quote_path
 from urllib.parse import urlencode
 
 from airflow_deployer.errors import AirflowError
@@ -62,6 +63,30 @@ class Dag:
     is_paused: bool
     last_parsed_time: str | None
     relative_fileloc: str | None
+
+
+@dataclass(frozen=True)
+class TaskTry:
+    """One entry of `GET .../dagRuns/{id}/taskInstances`: a task of a run, and how far its latest try is.
+
+    `map_index` is -1 for a task that is not mapped; `state` is None before it is scheduled; `try_number` counts from 1
+    once it has started, `seconds` is what the try has taken, None before its end.
+    """
+
+    task_id: str
+    map_index: int
+    state: str | None
+    try_number: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class TaskLogEntry:
+    """One message of a task's log: its text, its level where it has one, and the error it carries, as lines."""
+
+    text: str
+    level: str
+    error: tuple[str, ...]
 
 
 class AirflowApi:
@@ -130,6 +155,74 @@ class AirflowApi:
             for entry in self._pages("/api/v2/dags", "dags", doing="list the DAGs", order_by="dag_id")
         ]
 
+    def dag(self, dag_id: str) -> Dag | None:
+        """Return one DAG, or None where there is none of that id."""
+        path = f"/api/v2/dags/{_quoted(dag_id)}"
+        found = self.request("GET", path, doing=f"read the DAG {dag_id}", missing_ok=True)
+        if found is None:
+            return None
+        return Dag(found["dag_id"], found["is_paused"], found["last_parsed_time"], found["relative_fileloc"])
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the scheduler work on the DAG's runs."""
+        path = f"/api/v2/dags/{_quoted(dag_id)}?update_mask=is_paused"
+        self.request("PATCH", path, body={"is_paused": False}, doing=f"unpause {dag_id}", idempotent=True)
+
+    def trigger(self, dag_id: str, run_id: str) -> None:
+        """Start a run under an id of the caller's own."""
+        path = f"/api/v2/dags/{_quoted(dag_id)}/dagRuns"
+        self.request("POST", path, body={"dag_run_id": run_id, "logical_date": None}, doing=f"run {dag_id}")
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """Return a run's state: `queued`, `running`, `success` or `failed`."""
+        return str(self.request("GET", _run_path(dag_id, run_id), doing=f"read the run of {dag_id}")["state"])
+
+    def fail_run(self, dag_id: str, run_id: str) -> None:
+        """End a run that goes on, and its tasks, as failed."""
+        path = _run_path(dag_id, run_id)
+        self.request("PATCH", path, body={"state": "failed"}, doing=f"end the run of {dag_id}", idempotent=True)
+
+    def task_tries(self, dag_id: str, run_id: str) -> list[TaskTry]:
+        """Return every task of a run with its latest try."""
+        entries = self._pages(
+            _run_path(dag_id, run_id) + "/taskInstances", "task_instances", doing=f"list the tasks of {dag_id}"
+        )
+        return [
+            TaskTry(entry["task_id"], entry["map_index"], entry["state"], entry["try_number"], entry["duration"])
+            for entry in entries
+        ]
+
+    def clear_task(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Have one task of an earlier run run again, on the DAG's latest version, and no other task."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": [task_id],
+            "only_failed": False,
+            "reset_dag_runs": True,
+            "run_on_latest_version": True,
+        }
+        path = f"/api/v2/dags/{_quoted(dag_id)}/clearTaskInstances"
+        self.request("POST", path, body=body, doing=f"run {dag_id}.{task_id} again")
+
+    def task_log(
+        self, dag_id: str, run_id: str, task: TaskTry, position: str | None
+    ) -> tuple[list[TaskLogEntry], str | None]:
+        """Return what a try has logged since `position`, and the position to go on from.
+
+        Args:
+            position: what the last call returned; None for all that there is.
+        """
+        query = {"map_index": task.map_index, "token": position or ""}
+        found = self.request(
+            "GET",
+            f"{_run_path(dag_id, run_id)}/taskInstances/{_quoted(task.task_id)}/logs/{task.try_number}?"
+            + urlencode({key: value for key, value in query.items() if value != ""}),
+            doing=f"read the log of {dag_id}.{task.task_id}",
+        )
+        entries = [entry if isinstance(entry, dict) else {"event": entry} for entry in found["content"]]
+        return [_log_entry(entry) for entry in entries], found.get("continuation_token")
+
     def request(
         self,
         method: str,
@@ -139,6 +232,7 @@ class AirflowApi:
         body: Any = None,
         idempotent: bool = False,
         quote: bool = True,
+        missing_ok: bool = False,
     ) -> Any:
         """Send one request and return the decoded JSON answer.
 
@@ -149,6 +243,7 @@ class AirflowApi:
             body: sent as JSON.
             idempotent: a POST or PATCH may be sent again when the connection breaks, as every other verb is.
             quote: an error may show what the server answered.
+            missing_ok: return None where the server knows no such thing (404).
 
         Raises:
             AirflowError: no answer, an answer other than 2xx, or one that is not JSON.
@@ -182,6 +277,8 @@ class AirflowApi:
                 f"Cannot {doing}: Airflow does not accept the login (401).",
                 hint="deployer up   brings the password in the Secret and in the pod together",
             )
+        if missing_ok and response.status == 404:
+            return None
         if not 200 <= response.status < 300:
             detail = f": {_detail(response.data)}" if quote and response.data else ""
             raise AirflowError(f"Cannot {doing}: Airflow answers {response.status} to {method} {path}{detail}.")
@@ -204,6 +301,24 @@ class AirflowApi:
             # An entry that goes away between two pages makes the total smaller than what was promised.
             if not entries or offset >= document["total_entries"]:
                 return
+
+
+def _quoted(name: str) -> str:
+    return quote_path(name, safe="")
+
+
+def _run_path(dag_id: str, run_id: str) -> str:
+    return f"/api/v2/dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}"
+
+
+def _log_entry(entry: dict[str, Any]) -> TaskLogEntry:
+    """Take what is for a reader out of a `StructuredLogMessage`, whose fields are those of structlog's events."""
+    error: list[str] = []
+    for cause in entry.get("error_detail") or []:
+        for frame in cause.get("frames") or []:
+            error.append(f"{frame.get('filename')}:{frame.get('lineno')} in {frame.get('name')}")
+        error.append(f"{cause.get('exc_type')}: {cause.get('exc_value')}")
+    return TaskLogEntry(str(entry.get("event", "")), str(entry.get("level") or ""), tuple(error))
 
 
 def _cause(error: Exception) -> str:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_deployer import deploy, keyboard, lease, objects
+from airflow_deployer import background_forward, credentials, deploy, keyboard, lease, objects
 from airflow_deployer.config import Settings
 from airflow_deployer.content import read_project
 from airflow_deployer.deploy import Session
@@ -19,6 +19,7 @@ from airflow_deployer.watching import Watch
 
 if TYPE_CHECKING:
     from airflow_deployer.console import Console
+    from airflow_deployer.dag_runs import Rerun
     from airflow_deployer.pod_logs import LogLine, PodApi
 
 _CONTAINERS = ("airflow", "postgres")
@@ -100,7 +101,7 @@ async def _follow(
     load: Callable[[], Settings],
     console: Console,
     config_file: Path | None,
-    rerun: str | None,
+    run: str | None,
 ) -> Wish:
     """Watch, sync and show logs until the user wants an end or a new pod."""
     from airflow_deployer.content_sync import ContentChannel
@@ -119,6 +120,7 @@ async def _follow(
         watch = await stack.enter_async_context(
             Watch(project, settings.project, config_file, lambda text: console.event("watch", text, mark="!"))
         )
+        rerun = stack.enter_context(_rerun(session, run, console)) if run is not None else None
         loop = SaveLoop(
             project,
             runtime,
@@ -126,7 +128,7 @@ async def _follow(
             load=load,
             connect=lambda: ContentChannel(api, names),
             still_there=lambda: _still_there(api, session),
-            on_live=lambda: None,
+            on_live=rerun.start if rerun is not None else lambda: None,
             how_to_replace="press r" if listening else "run deployer up",
         )
         paths = settings.project
@@ -137,7 +139,8 @@ async def _follow(
             + "Ctrl-C ends this and leaves Airflow running",
             mark=">",
         )
-        tasks = [loop.follow(watch), *(_show_log(api, session, name, console) for name in _CONTAINERS)]
+        logs = (_show_log(api, session, name, console, with_run=run is not None) for name in _CONTAINERS)
+        tasks = [loop.follow(watch), *logs]
         wish = await _first(wishes, [asyncio.ensure_future(task) for task in tasks])
     if wish == "end":
         loop.tell_end()
@@ -205,12 +208,31 @@ async def _still_there(api: PodApi, session: Session) -> None:
         )
 
 
-async def _show_log(api: PodApi, session: Session, container: str, console: Console) -> None:
+@contextlib.contextmanager
+def _rerun(session: Session, text: str, console: Console) -> Iterator[Rerun]:
+    from airflow_deployer.airflow_api import AirflowApi
+    from airflow_deployer.dag_runs import Rerun
+
+    def connect() -> AirflowApi:
+        _, secret = objects.ensure_secret(session.cluster, session.names)
+        api = AirflowApi(background_forward.ensure(session.target, port=session.settings.port_forward.port).url)
+        api.login(credentials.ADMIN_USER, secret[credentials.ADMIN_PASSWORD])
+        return api
+
+    rerun = Rerun(connect, text, console)
+    try:
+        yield rerun
+    finally:
+        rerun.stop()
+
+
+async def _show_log(api: PodApi, session: Session, container: str, console: Console, *, with_run: bool) -> None:
     from airflow_deployer.api_streams import RefusedError
     from airflow_deployer.pod_logs import PodLog
 
     def show(line: LogLine) -> None:
-        if console.verbose or not line.is_routine:
+        # The run that is followed has its tasks' logs shown by their names.
+        if console.verbose or not (line.is_routine or (with_run and line.is_of_task)):
             console.log(line.component, line.level, line.text)
 
     try:

@@ -30,17 +30,22 @@ _LONGEST_LINE = 1 << 20
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ?")
 _COMPONENT = re.compile(r"\[([a-z-]+)\] ?")
-# Airflow's own lines, as structlog writes them: time, level, and an event that is padded before its fields. The
+# Airflow's own lines, as structlog writes them: time, level, an event that is padded, its logger and its fields. The
 # supervisor's have no level.
-_AIRFLOW = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z (?:\[([a-z]+) *\] ?)?")
+_AIRFLOW = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d+(?:Z|\+00:00) (?:\[([a-z]+) *\] ?)?")
+_LOGGER = re.compile(r"(?P<event>.*) \[(?P<logger>[A-Za-z_][\w.]*)\](?P<fields>(?: \w+=.*)?)")
+_BANNER = re.compile(r"[\s_/()|\\=]*")
 _POSTGRES = re.compile(r"[\d-]+ [\d:.]+ \S+ \[\d+\] (LOG|WARNING|ERROR|FATAL|PANIC): +")
 _POSTGRES_LEVELS = {"LOG": "info", "WARNING": "warning", "ERROR": "error", "FATAL": "error", "PANIC": "critical"}
-_ROUTINE_LEVELS = ("info", "debug")
-# What they have to tell in passing is told every few seconds, or is told by us.
-_CHATTY = ("dag-processor", "triggerer", "api-server", "postgres")
-_HEARTBEATS = ("Adopting or resetting orphaned tasks",)
-# What the import check says while it imports; what comes of it is told by us, with its place in the project.
-_IMPORTING = "[airflow.dag_processing."
+_FINISHED = re.compile(
+    r"(?:TaskInstance|DagRun) Finished: dag_id=([^,]+),(?: task_id=([^,]+),)?.*? run_id=([^,]+),.*? state=([a-z_]+)"
+)
+# What loggers of Airflow itself and of its libraries are called; any other belongs to somebody's DAG.
+_OWN_LOGGERS = ("airflow", "supervisor", "uvicorn", "alembic", "sqlalchemy", "httpx", "__main__", "py.warnings")
+# What the API server says of every look at the log of a running task (docs/pod.md).
+_NOISE = ("Could not read served logs", "Pydantic serializer warnings")
+# The import check's log; what comes of the check is told by whoever asked for it.
+_IMPORTING = "airflow.dag_processing."
 
 
 @dataclass(frozen=True)
@@ -50,23 +55,25 @@ class LogLine:
     Attributes:
         component: who wrote it: `scheduler`, `api-server`, `supervisor`, `postgres`, ...
         level: `debug`, `info`, `warning`, `error` or `critical`; a line that names none has that of the one before it.
-        text: the line without time, component and level.
+        text: the line without time, component, level, logger and fields.
+        logger: the logger's name, empty where the line names none.
+        is_routine: it says no more than that Airflow goes on as it should.
     """
 
     component: str
     level: str
     text: str
+    logger: str = ""
+    is_routine: bool = False
 
     @property
-    def is_routine(self) -> bool:
-        """True for what says no more than that all goes on as it should."""
-        if self.level not in _ROUTINE_LEVELS:
-            return False
-        return self.level == "debug" or self.component in _CHATTY or self.text.startswith(_HEARTBEATS)
+    def is_of_task(self) -> bool:
+        """True for what a task, not Airflow itself, has logged, and for its end."""
+        return self.component == "scheduler" and bool(self.logger) and not self.logger.startswith(_OWN_LOGGERS)
 
 
 class LineParser:
-    """Takes the lines of one container apart; keeps what a line without a level inherits.
+    """Takes the lines of one container apart; keeps what a line that is not the first of its message inherits.
 
     Args:
         container: who wrote a line that does not say who wrote it.
@@ -74,22 +81,47 @@ class LineParser:
 
     def __init__(self, container: str) -> None:
         self._container = container
-        self._levels: dict[str, str] = {}
+        self._first: dict[str, LogLine] = {}
 
     def parse(self, text: str) -> LogLine:
         """Parse one line, its API time stamp taken off."""
         component = self._container
         if match := _COMPONENT.match(text):
             component, text = match[1], text[match.end() :]
-        if match := _AIRFLOW.match(text):
-            self._levels[component] = match[1] or "info"
-            text = re.sub(r" {2,}", "  ", text[match.end() :])
-            if component == "parent" and _IMPORTING in text:
-                self._levels[component] = "debug"
-        elif match := _POSTGRES.match(text):
-            self._levels[component] = _POSTGRES_LEVELS[match[1]]
-            text = text[match.end() :]
-        return LogLine(component, self._levels.get(component, "info"), text.rstrip())
+        text = text.rstrip()
+        if match := _POSTGRES.match(text):
+            level = _POSTGRES_LEVELS[match[1]]
+            line = LogLine(component, level, text[match.end() :], is_routine=level == "info")
+        elif match := _AIRFLOW.match(text):
+            line = _airflow_line(component, match[1] or "", text[match.end() :])
+        else:
+            first = self._first.get(
+                component, LogLine(component, "info", "", is_routine=_BANNER.fullmatch(text) is not None)
+            )
+            event = _LOGGER.fullmatch(text)
+            return LogLine(
+                component, first.level, event["event"].rstrip() if event else text, first.logger, first.is_routine
+            )
+        self._first[component] = line
+        return line
+
+
+def _airflow_line(component: str, level: str, text: str) -> LogLine:
+    if not level:
+        return LogLine(component, "info", text)
+    match = _LOGGER.fullmatch(text)
+    event, logger, fields = match.group("event", "logger", "fields") if match else (text, "", "")
+    event = event.rstrip()
+    if finished := _FINISHED.match(event):
+        dag_id, task_id, run_id, state = finished.groups()
+        shown = f"{dag_id}.{task_id}" if task_id else f"the run of {dag_id}"
+        return LogLine(component, "info" if state == "success" else "warning", f"{shown} {state} in {run_id}", "task")
+    routine = level in ("info", "debug") and (logger.startswith(_OWN_LOGGERS) or logger == "task" or not logger)
+    if logger == "py.warnings" and "filename=/opt/airflow/" in fields:
+        routine = True
+    if event.startswith(_NOISE) or (component == "parent" and logger.startswith(_IMPORTING)):
+        routine = True
+    return LogLine(component, level, event, logger, routine)
 
 
 class PodApi(ApiServer):

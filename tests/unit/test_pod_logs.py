@@ -14,25 +14,66 @@ from aiohttp import web
 from airflow_deployer import pod_logs
 from airflow_deployer.pod_logs import LineParser, LogLine, PodApi, PodLog
 
+STAMP = "2026-11-23T13:02:36.756118Z"
 AIRFLOW_LINES = [
     (
-        "[scheduler] 2026-11-23T13:02:36.756118Z [info     ] 1 tasks up for execution     [airflow.jobs] x=1",
-        LogLine("scheduler", "info", "1 tasks up for execution  [airflow.jobs] x=1"),
+        f"[scheduler] {STAMP} [info     ] 1 tasks up for execution     [airflow.jobs.scheduler] loc=x.py:1 count=1",
+        LogLine("scheduler", "info", "1 tasks up for execution", "airflow.jobs.scheduler", is_routine=True),
     ),
     (
-        "[dag-processor] 2026-11-23T13:02:36.756118Z [error    ] Boom  [airflow.x]",
-        LogLine("dag-processor", "error", "Boom  [airflow.x]"),
+        "[scheduler] 2026-11-23 13:24:55.8+00:00 [info     ] 12 of 40 loaded  [unusual_prefix_1_orders] task_id=load",
+        LogLine("scheduler", "info", "12 of 40 loaded", "unusual_prefix_1_orders"),
     ),
-    ('[dag-processor]   File "x.py", line 1', LogLine("dag-processor", "error", '  File "x.py", line 1')),
-    ("[scheduler] plain", LogLine("scheduler", "info", "plain")),
-    ("[supervisor] 2026-11-23T13:05:15.103Z Stopping.", LogLine("supervisor", "info", "Stopping.")),
+    (
+        f"[scheduler] {STAMP} [info     ] got [1] x   [task.stdout]",
+        LogLine("scheduler", "info", "got [1] x", "task.stdout"),
+    ),
+    (
+        f"[dag-processor] {STAMP} [error    ] Boom  [airflow.x]",
+        LogLine("dag-processor", "error", "Boom", "airflow.x"),
+    ),
+    ('[dag-processor]   File "x.py", line 1', LogLine("dag-processor", "error", '  File "x.py", line 1', "airflow.x")),
+    (f"[supervisor] {STAMP} Stopping.", LogLine("supervisor", "info", "Stopping.")),
+    ("[triggerer] ____  /| |_  /__  ___/_", LogLine("triggerer", "info", "____  /| |_  /__  ___/_", is_routine=True)),
+    ("[triggerer] Traceback", LogLine("triggerer", "info", "Traceback")),
     ("no prefix", LogLine("airflow", "info", "no prefix")),
+    (
+        f"[scheduler] {STAMP} [info     ] TaskInstance Finished: dag_id=chain, task_id=third, run_id=r1, map_index=-1, "
+        "duration=0.5, state=success, executor=LocalExecutor(), executor_state=success [airflow.j] x=1",
+        LogLine("scheduler", "info", "chain.third success in r1", "task"),
+    ),
+    (
+        f"[scheduler] {STAMP} [info     ] DagRun Finished: dag_id=chain, logical_date=None, run_id=r1, x=12.1, "
+        "state=failed, run_type=manual [airflow.models.dagrun.DagRun] loc=x.py:1",
+        LogLine("scheduler", "warning", "the run of chain failed in r1", "task"),
+    ),
+    (
+        f"[api-server] {STAMP} [warning  ] A key is short. [py.warnings] category=X filename=/opt/airflow/lib/jwt.py",
+        LogLine("api-server", "warning", "A key is short.", "py.warnings", is_routine=True),
+    ),
+    (
+        f"[parent] {STAMP} [error    ] Failed to import: x.py [airflow.dag_processing.importers] loc=1",
+        LogLine("parent", "error", "Failed to import: x.py", "airflow.dag_processing.importers", is_routine=True),
+    ),
+    (
+        "[parent] Traceback",
+        LogLine("parent", "error", "Traceback", "airflow.dag_processing.importers", is_routine=True),
+    ),
 ]
 
 
 def test_airflow_lines_are_taken_apart() -> None:
     parser = LineParser("airflow")
     assert [parser.parse(text) for text, _ in AIRFLOW_LINES] == [line for _, line in AIRFLOW_LINES]
+
+
+def test_whose_line_it_is() -> None:
+    assert [line.text for _, line in AIRFLOW_LINES if line.is_of_task] == [
+        "12 of 40 loaded",
+        "got [1] x",
+        "chain.third success in r1",
+        "the run of chain failed in r1",
+    ]
 
 
 def test_postgres_lines_are_taken_apart() -> None:
@@ -43,28 +84,6 @@ def test_postgres_lines_are_taken_apart() -> None:
     )
     assert parser.parse("\tSELECT 1").level == "error"
     assert parser.parse(f"{stamp} LOG:  checkpoint starting: time").is_routine
-
-
-def test_what_the_import_check_says_is_told_by_us() -> None:
-    parser = LineParser("airflow")
-    stamp = "[parent] 2026-11-23T13:14:04.1Z [error    ]"
-    lines = [f"{stamp} Failed to import: x.py [airflow.dag_processing.importers] loc=1", "[parent] Traceback"]
-    assert all(parser.parse(line).is_routine for line in lines)
-    assert not parser.parse(f"{stamp} Cannot fork [airflow_deployer_pod.parent]").is_routine
-
-
-@pytest.mark.parametrize(
-    ("line", "routine"),
-    [
-        (LogLine("dag-processor", "info", "Refreshing bundle dags"), True),
-        (LogLine("dag-processor", "warning", "slow"), False),
-        (LogLine("scheduler", "info", "Adopting or resetting orphaned tasks for active dag runs"), True),
-        (LogLine("scheduler", "info", "1 tasks up for execution"), False),
-        (LogLine("supervisor", "info", "Stopping."), False),
-    ],
-)
-def test_what_is_routine(line: LogLine, routine: bool) -> None:
-    assert line.is_routine is routine
 
 
 class Logs:
