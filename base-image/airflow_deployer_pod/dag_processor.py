@@ -9,7 +9,8 @@ What it changes in `DagFileProcessorManager` of Airflow 3.3 (`airflow/dag_proces
   five queries each time. A parse that has closed its sockets but not ended yet is looked at again at once, not a second
   later.
 - A DAG that its file no longer defines is gone once the file was parsed, not up to two minutes later.
-- After a refresh only what changed is read to see whether it may hold DAGs, not every file.
+- With thousands of DAG files a switch costs what changed: only that is read to see whether it may hold DAGs, and DAGs
+  are compared with files only where a file has gone. At rest, what is due is looked for every 5 s, not each second.
 - A file that was queued before a switch is parsed from the version after it: the queue remembers where a file was.
 - What was parsed from an older version is dropped, and the file parsed again: Airflow would store it under the new one.
 """
@@ -42,6 +43,8 @@ from airflow_deployer_pod.import_root import use_root
 
 _DATAGRAM = 64
 _ENDING_SECONDS = 0.005
+_DUE_SECONDS = 5.0
+_PURGE_SECONDS = 60.0
 
 
 @attrs.define(kw_only=True)
@@ -52,6 +55,10 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
     _parsed_paths: dict[DagFileInfo, Path | None] = attrs.field(factory=dict, init=False)
     _awake: bool = attrs.field(default=False, init=False)
     _dag_files: dict[tuple[str, str], bool] = attrs.field(factory=dict, init=False)
+    _present: dict[str, set[Path]] = attrs.field(factory=dict, init=False)
+    _looked_at: float = attrs.field(default=float("-inf"), init=False)
+    _looked_for: dict[str, str | None] = attrs.field(factory=dict, init=False)
+    _purged_at: float = attrs.field(default=float("-inf"), init=False)
 
     def prepare_process_context(self) -> None:
         """Add the socket to what the loop waits for."""
@@ -121,6 +128,35 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
     def _is_dag_file(self, file: Path) -> bool:
         is_module = file.suffix == ".py" or zipfile.is_zipfile(file)
         return is_module and bool(might_contain_dag(str(file), self.dag_discovery_safe_mode))
+
+    def _get_observed_filelocs(self, present: set[DagFileInfo]) -> set[str]:
+        """The places of DAGs in these files; only archives have others than their own path."""
+        if all(info.rel_path.suffix == ".py" for info in present):
+            return {str(info.rel_path) for info in present}
+        observed: set[str] = super()._get_observed_filelocs(present)
+        return observed
+
+    def deactivate_deleted_dags(self, bundle_name: str, present: set[DagFileInfo]) -> None:
+        """Take away the DAGs of files that have gone, where one has."""
+        before = self._present.get(bundle_name)
+        now = self._present[bundle_name] = {info.rel_path for info in present}
+        # What is inside an archive may go while its file stays.
+        if before is None or not before <= now or any(path.suffix != ".py" for path in now):
+            super().deactivate_deleted_dags(bundle_name=bundle_name, present=present)
+
+    def prepare_file_queue(self, known_files: dict[str, set[DagFileInfo]]) -> None:
+        """Queue the files that are due: after a switch, and every few seconds for those that are parsed regularly."""
+        now = time.monotonic()
+        if self._looked_for != self._bundle_versions or now > self._looked_at + _DUE_SECONDS:
+            self._looked_at, self._looked_for = now, dict(self._bundle_versions)
+            super().prepare_file_queue(known_files)
+
+    def purge_inactive_dag_warnings(self) -> None:
+        """Purge warnings of DAGs that are no more: housekeeping that nobody waits for."""
+        now = time.monotonic()
+        if now > self._purged_at + _PURGE_SECONDS:
+            self._purged_at = now
+            super().purge_inactive_dag_warnings()
 
     def _create_process(self, dag_file: DagFileInfo) -> DagFileProcessorProcess:
         """Parse a file from the version that is current now; a callback runs on the version that it names."""
