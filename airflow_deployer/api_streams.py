@@ -1,7 +1,10 @@
 """WebSocket streams to a pod through the Kubernetes API server: `portforward` and `exec`, on asyncio.
 
-Authentication and trust come from the kubeconfig by way of the official client's configuration, as in `cluster`; the
-subprotocol of both subresources is `v4.channel.k8s.io`: every frame starts with one byte, the channel
+Authentication and trust come from the kubeconfig by way of the official client's configuration, as in `cluster`; its
+asyncio side, `kubernetes.aio`, is the same aiohttp underneath, but its streams cannot bound the opening, check the
+chosen subprotocol, resume TLS sessions or read refused credentials again, so aiohttp is used directly.
+
+The subprotocol of both subresources is `v4.channel.k8s.io`: every frame starts with one byte, the channel
 (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/).
 """
 
@@ -63,6 +66,7 @@ class ApiServer:
         self._opening = asyncio.Semaphore(_OPENING_AT_ONCE)
         self._loading = asyncio.Lock()
         self._loads = 0
+        self._sockets: set[socket.socket] = set()
 
     async def load(self) -> None:
         """Read server, trust and credentials from the kubeconfig, which may run its credential plugin.
@@ -83,8 +87,20 @@ class ApiServer:
         self._loads += 1
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, at the latest after a second."""
         await self._session.close()
+        # TLS says goodbye first and waits for an answer, which nobody is going to read once the loop is closed.
+        for connection in self._sockets:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for _ in range(100):
+            if not self._open_sockets():
+                break
+            await asyncio.sleep(0.01)
+
+    def _open_sockets(self) -> set[socket.socket]:
+        self._sockets = {one for one in self._sockets if one.fileno() != -1}
+        return self._sockets
 
     async def reload_if_changed(self) -> None:
         """Read the kubeconfig again if its files have changed, as they do when a local cluster is made anew."""
@@ -197,7 +213,10 @@ class ApiServer:
         if stream.protocol != SUBPROTOCOL:
             await stream.close()
             raise RefusedError(f"the API server does not speak {SUBPROTOCOL}")
-        _keep_alive(stream.get_extra_info("socket"))
+        connection = stream.get_extra_info("socket")
+        if connection is not None:
+            _keep_alive(connection)
+            self._open_sockets().add(connection)
         trust = self._request.get("ssl")
         if trust is not None:
             trust.remember(stream.get_extra_info("ssl_object"))
@@ -286,10 +305,8 @@ def _stamp(kubeconfig: str | None) -> tuple[object, ...]:
     return tuple(stamps)
 
 
-def _keep_alive(connection: socket.socket | None) -> None:
+def _keep_alive(connection: socket.socket) -> None:
     """Notice within a minute that the API server's machine is gone; a WebSocket ping would stall behind data."""
-    if connection is None:
-        return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):

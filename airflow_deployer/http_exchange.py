@@ -1,7 +1,7 @@
 """Reads along with an HTTP/1.1 connection to know when it is between two requests and could serve another client.
 
-Only what is certain counts: GET and HEAD without a body, answered with a length that is known beforehand (RFC 9112,
-sections 6 and 9). Everything else makes the connection opaque for good, which costs nothing but its reuse.
+Only what is certain counts: GET and HEAD without a body, answered with a length or in chunks (RFC 9112, sections 6, 7
+and 9). Everything else makes the connection opaque for good, which costs nothing but its reuse.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ _STATUS = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])[ \r]")
 # A body, or the wish for one; a folded line could hide either.
 _REQUEST_BODY = re.compile(rb"\r\n(?:(?:content-length|transfer-encoding|expect)[ \t]*:|[ \t])", re.IGNORECASE)
 _LAST = re.compile(rb"\r\n(?:connection[ \t]*:[^\r]*(?:close|upgrade)|upgrade[ \t]*:)", re.IGNORECASE)
-_NO_LENGTH = re.compile(rb"\r\n(?:transfer-encoding[ \t]*:|[ \t])", re.IGNORECASE)
+_ENCODED = re.compile(rb"\r\n(?:transfer-encoding[ \t]*:|[ \t])", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*(?=\r\n)", re.IGNORECASE)
+_ANY_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
 _NO_BODY = (204, 304)
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,12})\r\n")
+_LAST_CHUNK = re.compile(rb"0{1,12}\r\n\r\n")
+_CHUNK_LINE_LIMIT = 32
 
 
 class _State(enum.Enum):
@@ -25,6 +30,8 @@ class _State(enum.Enum):
     REQUEST = enum.auto()
     ANSWER = enum.auto()
     BODY = enum.auto()
+    CHUNK = enum.auto()
+    CHUNK_LINE = enum.auto()
     OPAQUE = enum.auto()
 
 
@@ -77,6 +84,8 @@ class HttpExchange:
         """Take note of bytes from the server."""
         if self._state is _State.BODY:
             self._count(len(data))
+        elif self._state in (_State.CHUNK, _State.CHUNK_LINE):
+            self._read_chunks(data)
         elif self._state is _State.ANSWER:
             self._read_answer(bytes(data))
         else:
@@ -89,20 +98,52 @@ class HttpExchange:
             if len(self._head) > _HEAD_LIMIT:
                 self._state = _State.OPAQUE
             return
-        head, body = self._head[: end + 2], len(self._head) - end - 4
+        head, body = self._head[: end + 2], self._head[end + 4 :]
         self._head = b""
         self._state = _State.OPAQUE
         status = _STATUS.match(head)
-        if status is None or self._is_last or _LAST.search(head) or _NO_LENGTH.search(head):
+        if status is None or self._is_last or _LAST.search(head):
             return
+        lengths = _LENGTH.findall(head)
         if self._is_head_request or int(status[1]) in _NO_BODY:
             self._remaining = 0
-        else:
-            lengths = _LENGTH.findall(head)
-            if len(lengths) != 1:
-                return
+        elif len(_ENCODED.findall(head)) == len(_CHUNKED.findall(head)) == 1 and not _ANY_LENGTH.search(head):
+            self._state = _State.CHUNK_LINE
+            self._read_chunks(memoryview(body))
+            return
+        elif len(lengths) == len(_ANY_LENGTH.findall(head)) == 1 and not _ENCODED.search(head):
             self._remaining = int(lengths[0])
-        self._count(body)
+        else:
+            return
+        self._count(len(body))
+
+    def _read_chunks(self, data: memoryview) -> None:
+        """Step over chunks without extensions and trailers (RFC 9112, section 7.1); whatever else makes it opaque."""
+        while data:
+            if self._state is _State.CHUNK:
+                step = min(self._remaining, len(data))
+                self._remaining -= step
+                data = data[step:]
+                if self._remaining == 0:
+                    self._state = _State.CHUNK_LINE
+                continue
+            known = len(self._head)
+            self._head += bytes(data[: _CHUNK_LINE_LIMIT - known])
+            if last := _LAST_CHUNK.match(self._head):
+                whole = last.end() == len(self._head) == known + len(data)
+                self._head = b""
+                self._state = _State.BETWEEN if whole else _State.OPAQUE
+                return
+            line = _CHUNK_LINE.match(self._head)
+            if line is None or int(line[1], 16) == 0:
+                if len(self._head) == _CHUNK_LINE_LIMIT:
+                    self._state = _State.OPAQUE
+                return
+            data = data[line.end() - known :]
+            self._head = b""
+            # The end of the line after the chunk counts as part of it.
+            self._remaining = int(line[1], 16) + len(b"\r\n")
+            self._state = _State.CHUNK
 
     def _count(self, length: int) -> None:
         self._remaining -= length

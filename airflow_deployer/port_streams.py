@@ -30,7 +30,8 @@ _DATA_FRAME = bytes([_DATA])
 _PORT_PREFIX = 2
 _ERROR_TEXT_LIMIT = 4096
 
-_MOST_FRESH = 4
+# A browser opens up to six connections to a server.
+_MOST_FRESH = 6
 _MOST_USED = 32
 FRESH_FOR = 30.0
 """How long a stream that nobody used waits, in seconds; what serves Airflow sets no limit of its own."""

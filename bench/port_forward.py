@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
 import os
@@ -309,7 +310,7 @@ class Page:
 
         began = time.perf_counter()
         with ThreadPoolExecutor(_BROWSER_CONNECTIONS) as pool:
-            html = get(self.first).decode()
+            html = gzip.decompress(get(self.first)).decode()
             assets = [f"/{path}" for path in re.findall(r'(?:src|href)="\./(static/[^"]+)"', html)]
             _all(pool.map(get, assets))
             _all(pool.map(get, self.calls))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import socket
 import struct
@@ -27,9 +28,11 @@ LISTENING, SILENT = 9000, 9999
 
 # One line says what the program is to do with the connection.
 PROGRAM = f"""
-import socketserver
+import itertools, socketserver, time
+numbers = itertools.count(1)
 class Talk(socketserver.StreamRequestHandler):
     def handle(self):
+        number = next(numbers)
         verb, _, argument = self.rfile.readline().decode().strip().partition(" ")
         if verb == "send":
             for _ in range(int(argument)):
@@ -44,6 +47,20 @@ class Talk(socketserver.StreamRequestHandler):
         elif verb == "echo":
             while data := self.rfile.read1(65536):
                 self.wfile.write(data)
+        elif verb == "tick":
+            for _ in range(int(argument)):
+                self.wfile.write(b"tick")
+                time.sleep(0.2)
+        elif verb == "stall":
+            time.sleep(int(argument))
+        elif verb == "GET":
+            # A web server that keeps connections; its answer tells on which one it was given.
+            line = verb
+            while line:
+                while line.strip():
+                    line = self.rfile.readline().decode()
+                self.wfile.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 6\\r\\n\\r\\n%6d" % number)
+                line = self.rfile.readline().decode()
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
@@ -124,6 +141,25 @@ def echoes(port: int) -> bool:
     return False
 
 
+def ask(port: int, host: str = "127.0.0.1") -> int:
+    """Send an HTTP request on a connection of its own; return the number of the pod's connection that served it."""
+    with socket.create_connection((host, port), timeout=60) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            part = connection.recv(1)
+            if not part:
+                raise ConnectionError("no answer")
+            answer += part
+        return int(connection.recv(6, socket.MSG_WAITALL))
+
+
+def resident_megabytes(pid: int) -> float:
+    """The memory that a process has in RAM (proc_pid_status(5))."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) / 1024
+
+
 def count_to_end(connection: socket.socket) -> int:
     total = 0
     while data := connection.recv(1 << 18):
@@ -168,6 +204,54 @@ def test_a_client_that_has_sent_its_last_byte_still_receives(port: int) -> None:
         assert count_to_end(connection) == 20 * MEGABYTE
 
 
+def test_bytes_come_through_as_they_are_sent(port: int) -> None:
+    with talk(port, "tick 5") as connection:
+        came = []
+        for _ in range(5):
+            assert connection.recv(4, socket.MSG_WAITALL) == b"tick"
+            came.append(time.monotonic())
+    assert all(later - earlier > 0.1 for earlier, later in itertools.pairwise(came))
+
+
+def test_requests_in_a_row_share_connections_of_the_pod(port: int) -> None:
+    ask(port)
+    served = [ask(port) for _ in range(40)]
+    assert len(set(served)) <= 4
+
+
+def test_two_hundred_requests_at_once_lose_nothing(port: int) -> None:
+    with ThreadPoolExecutor(200) as pool:
+        assert len(list(pool.map(lambda _: ask(port), range(400)))) == 400
+
+
+def test_memory_is_bounded_with_slow_readers_and_slow_pods(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    state = background_forward.ensure(target, free_port())
+    try:
+        assert echoes(state.port)
+        assert not socket.has_ipv6 or ask(state.port, "::1")
+        before = resident_megabytes(state.pid)
+        with contextlib.ExitStack() as stack:
+            readers = [stack.enter_context(talk(state.port, "send 200")) for _ in range(8)]
+            for _ in range(8):
+                sender = stack.enter_context(talk(state.port, "stall 20"))
+                sender.settimeout(0.5)
+                with contextlib.suppress(TimeoutError):
+                    for _ in range(200):
+                        sender.sendall(b"x" * MEGABYTE)
+                    pytest.fail("a pod that does not read stops its client")
+            time.sleep(2)
+            # 16 connections with 200 MB each to carry.
+            assert resident_megabytes(state.pid) - before < 40
+            # Others are not slowed down by them.
+            assert ask(state.port)
+            assert count_to_end(readers[0]) == 200 * MEGABYTE
+    finally:
+        background_forward.stop(target)
+
+
 def test_a_port_that_nobody_listens_on_is_waited_for_and_then_an_error(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +280,24 @@ def test_it_outlives_its_pod(cluster: Cluster, target: Target, port: int, grace:
     # Asked while there is no pod, or one that does not listen yet: the connection waits and is served.
     eventually(lambda: echoes(port), seconds=90, what="the next pod answers")
     assert wait_running(cluster, target, not_uid=uid) != uid
+
+
+def test_requests_go_on_across_the_replacement_of_the_pod(cluster: Cluster, target: Target, port: int) -> None:
+    uid = wait_running(cluster, target)
+    for _ in range(5):
+        ask(port)
+    delete_pod(cluster, target, 1)
+    failures = 0
+    deadline = time.monotonic() + 90
+    while (pod := cluster.get(POD, target.namespace, target.pod)) is None or pod["metadata"]["uid"] == uid:
+        assert time.monotonic() < deadline
+        try:
+            ask(port)
+        except ConnectionError:
+            failures += 1
+    # What was under way when the pod ended may fail; no request fails for finding a connection to the old pod.
+    assert failures <= 1
+    assert ask(port)
 
 
 def delete_pod(cluster: Cluster, target: Target, grace: int) -> None:

@@ -8,6 +8,7 @@ from airflow_deployer.http_exchange import HttpExchange, can_be_repeated
 
 REQUEST = b"GET /api HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1F\r\n" + b"x" * 31 + b"\r\n0\r\n\r\n"
 
 
 def exchange(*parts: tuple[str, bytes]) -> HttpExchange:
@@ -21,11 +22,13 @@ def test_a_new_connection_is_between_requests() -> None:
     assert HttpExchange().is_between_requests
 
 
-def test_it_is_between_requests_again_with_the_last_byte_of_the_answer() -> None:
+@pytest.mark.parametrize("answer", [ANSWER, CHUNKED])
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 40, 1000])
+def test_it_is_between_requests_again_with_the_last_byte_of_the_answer(answer: bytes, step: int) -> None:
     made = exchange((">", REQUEST))
-    for index in range(len(ANSWER)):
+    for index in range(0, len(answer), step):
         assert not made.is_between_requests
-        made.received(memoryview(ANSWER)[index : index + 1])
+        made.received(memoryview(answer)[index : index + step])
     assert made.is_between_requests
     made.sent(REQUEST)
     assert not made.is_between_requests
@@ -83,7 +86,14 @@ def test_a_request_that_may_be_followed_by_more_makes_it_opaque(request_: bytes)
     [
         b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        CHUNKED[:-1],
+        CHUNKED + b"x",
+        CHUNKED.replace(b"0\r\n\r\n", b"0\r\nTrailer: x\r\n\r\n"),
+        CHUNKED.replace(b"5\r\n", b"5;extension=1\r\n"),
+        CHUNKED.replace(b"5\r\n", b"hello" * 20),
+        CHUNKED.replace(b": chunked", b": gzip, chunked"),
+        CHUNKED.replace(b"Transfer", b"Content-Length: 5\r\nTransfer"),
+        CHUNKED.replace(b"Transfer", b"Transfer-Encoding: gzip\r\nTransfer"),
         b"HTTP/1.1 200 OK\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello",
