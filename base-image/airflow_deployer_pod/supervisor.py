@@ -819,13 +819,16 @@ class Supervisor:
         if late or messages is None:
             self._parent_deadline = None
             self._parent.signal(signal.SIGKILL)
+        if messages is None:
+            self._link.close()
+            self._link = None
 
     def _watch_parent(self) -> None:
         """Do without a parent that has died, and start another one in time, for the checks of staged DAG files."""
-        if self._link and self._parent and self._parent.exit_code is not None:
+        # What it was forking when it died holds the socket until it has said that it is there: nothing starts twice.
+        if self._parent and self._parent.exit_code is not None and not self._link:
             cause = exit_cause(self._parent.exit_code)
-            self._link.close()
-            self._link = self._parent = None
+            self._parent = None
             # Where nobody listens, whoever wants a check had better not connect.
             self.settings.check_socket.unlink(missing_ok=True)
             if self.phase == "stopping":
@@ -920,6 +923,7 @@ class Supervisor:
             api_server.ask_to_end()
             self._await(api_server, begin)
         self._kill_strays()
+        self._wait_for_event(0.0)  # what was killed last is collected too
 
     def _tasks_can_finish(self) -> bool:
         """Whether it makes sense to wait for running tasks: they need the API server, and that needs Postgres."""
