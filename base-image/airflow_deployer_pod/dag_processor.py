@@ -13,6 +13,7 @@ What it changes in `DagFileProcessorManager` of Airflow 3.3 (`airflow/dag_proces
   are compared with files only where a file has gone. At rest, what is due is looked for every 5 s, not each second.
 - A file that was queued before a switch is parsed from the version after it: the queue remembers where a file was.
 - What was parsed from an older version is dropped, and the file parsed again: Airflow would store it under the new one.
+  A parse that is overtaken while it runs is ended, so that the correction of a file that hangs need not wait for it.
 """
 
 from __future__ import annotations
@@ -172,6 +173,18 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
         self._parsed_paths[dag_file] = current.bundle_path
         return process
 
+    def _start_new_processes(self) -> None:
+        """Parse what is queued; Airflow would forget a file that is being parsed already."""
+        for file in [file for file in self._file_queue if file in self._processors]:
+            process, bundle = self._processors[file], self._bundle(file.bundle_name)
+            same = bundle is None or self._parsed_paths.get(file) == bundle.path
+            if not (same or process.had_callbacks or file.bundle_version):
+                self.log.info("Ending the parse of %s, whose content has changed since.", file.rel_path)
+                process.kill(signal.SIGKILL)
+                process.close()
+                del self._processors[file]
+        super()._start_new_processes()
+
     def handle_parsing_result(self, file: DagFileInfo, proc: DagFileProcessorProcess, **arguments: Any) -> None:
         """Store what was parsed, unless a switch has overtaken it."""
         path = self._parsed_paths.pop(file, None)
@@ -189,7 +202,9 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
             return
         self.log.info("Parsing %s again, whose content changed while it was parsed.", file.rel_path)
         if bundle is not None:
-            self.request_bundle_refresh(bundle.name)
+            if path == bundle.path:
+                # The new version could not be written to the database, which is tried again.
+                self.request_bundle_refresh(bundle.name)
             self._add_files_to_queue([dataclasses.replace(file, bundle_path=bundle.path)], mode="frontprio")
 
     def _deactivate_missing(self, file: DagFileInfo, present: set[str]) -> None:
