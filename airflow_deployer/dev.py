@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_deployer import background_forward, credentials, deploy, keyboard, lease, objects
 from airflow_deployer.config import Settings
-from airflow_deployer.content import read_project
+from airflow_deployer.content import ProjectContent, read_project
 from airflow_deployer.deploy import Session
 from airflow_deployer.errors import ClusterError, ConfigurationError, DeployerError
-from airflow_deployer.save_loop import Runtime, SaveLoop
+from airflow_deployer.save_loop import SaveLoop
 from airflow_deployer.watching import Watch
 
 if TYPE_CHECKING:
@@ -57,20 +57,20 @@ def run(
     objects.ensure_namespace(session.cluster, names.namespace)
     # With a dot, which no name of another deployment can have.
     with lease.held(session.cluster, names.namespace, f"{names.lease}.dev", labels=names.labels, doing="dev"):
-        runtime = _deploy(project, settings, console)
-        while asyncio.run(_follow(project, session, runtime, load, console, config_file, rerun)) == "replace":
+        content = _deploy(project, settings, console)
+        while asyncio.run(_follow(project, session, content, load, console, config_file, rerun)) == "replace":
             try:
                 settings = _same_place(session.settings, load())
-                runtime = _deploy(project, settings, console)
+                content = _deploy(project, settings, console)
                 session = deploy.connect(settings)
             except DeployerError as error:
                 # The pod that runs goes on running; the loop tells again what it lacks.
                 console.error(error)
 
 
-def _deploy(project: Path, settings: Settings, console: Console) -> Runtime:
-    """Do what `deployer up` does; return what the pod is made of now."""
-    runtime = Runtime.of(read_project(project, settings.project), settings)
+def _deploy(project: Path, settings: Settings, console: Console) -> ProjectContent:
+    """Do what `deployer up` does; return what was deployed."""
+    content = read_project(project, settings.project)
     report = deploy.up(project, settings, console, deploy.UpOptions())
     console.event(
         "deployed",
@@ -81,7 +81,7 @@ def _deploy(project: Path, settings: Settings, console: Console) -> Runtime:
     for failure in report.import_errors:
         message = f"{failure.file}: {failure.cause}"
         console.event("import_error", message, mark="x", file=failure.file, cause=failure.cause)
-    return runtime
+    return content
 
 
 def _same_place(before: Settings, after: Settings) -> Settings:
@@ -97,7 +97,7 @@ def _same_place(before: Settings, after: Settings) -> Settings:
 async def _follow(
     project: Path,
     session: Session,
-    runtime: Runtime,
+    deployed: ProjectContent,
     load: Callable[[], Settings],
     console: Console,
     config_file: Path | None,
@@ -123,7 +123,8 @@ async def _follow(
         rerun = stack.enter_context(_rerun(session, run, console)) if run is not None else None
         loop = SaveLoop(
             project,
-            runtime,
+            deployed,
+            settings,
             console,
             load=load,
             connect=lambda: ContentChannel(api, names),

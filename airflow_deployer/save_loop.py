@@ -105,7 +105,8 @@ class SaveLoop:
 
     Args:
         project: the project folder.
-        runtime: what the running pod is made of.
+        deployed: what of it was deployed.
+        settings: what it was deployed with.
         view: told what happens.
         load: reads the configuration, which may have changed.
         connect: makes a channel to the pod that is there now.
@@ -117,7 +118,8 @@ class SaveLoop:
     def __init__(
         self,
         project: Path,
-        runtime: Runtime,
+        deployed: ProjectContent,
+        settings: Settings,
         view: View,
         *,
         load: Callable[[], Settings],
@@ -126,16 +128,16 @@ class SaveLoop:
         on_live: Callable[[], None],
         how_to_replace: str,
     ) -> None:
-        self._runtime = runtime
+        self._runtime = Runtime.of(deployed, settings)
         self._view = view
         self._load = load
         self._connect = connect
         self._still_there = still_there
         self._on_live = on_live
         self._how_to_replace = how_to_replace
-        self._reader = ProjectReader(project, runtime.settings.project)
-        self._live: ProjectContent | None = None
-        self._state: State | None = None
+        self._reader = ProjectReader(project, settings.project)
+        self._live: ProjectContent | None = deployed
+        self._live_id = self._deployed_id = deployed.content_id
         self._findings: list[str] = []
         self._complaints: dict[str, str] = {}
         self._to_replace: list[str] = []
@@ -196,13 +198,14 @@ class SaveLoop:
     async def _ask_state(self, channel: Channel) -> str:
         """Have the pod's state; return what is live."""
         try:
-            self._state = await asyncio.wait_for(channel.state(), _ANSWER)
+            state = await asyncio.wait_for(channel.state(), _ANSWER)
         except asyncio.TimeoutError:
             raise UnavailableError(f"no answer within {_ANSWER:.0f} s") from None
         if self._away_since is not None:
             self._view.event("back", f"the pod is back after {time.monotonic() - self._away_since:.0f} s", mark="✓")
             self._away_since = None
-        return self._state.live
+        self._live_id, self._deployed_id = state.live, state.deployed
+        return state.live
 
     # -- one round ----------------------------------------------------------------------------------------------------
 
@@ -224,17 +227,20 @@ class SaveLoop:
                 return
 
     async def _sync(self, channel: Channel, content: ProjectContent, began: float) -> None:
-        if await self._ask_state(channel) == content.content_id:
+        live = await self._ask_state(channel)
+        if live == content.content_id:
             self._tell_same(content)
             return
+        if self._live is not None and self._live.content_id != live:
+            self._live = None
         await self._stage(channel, content)
         report = await channel.check()
         if report.errors or report.duplicates:
             await channel.discard()
             self._tell_findings(report)
             return
-        live = await channel.switch(content)
-        self._tell_live(content, report, live, time.monotonic() - began)
+        parsed = await channel.switch(content)
+        self._tell_live(content, report, parsed, time.monotonic() - began)
 
     async def _stage(self, channel: Channel, content: ProjectContent) -> None:
         told = False
@@ -313,8 +319,7 @@ class SaveLoop:
             cleared=bool(self._findings),
         )
         self._live, self._findings = content, []
-        if self._state is not None:
-            self._state = type(self._state)(content.content_id, self._state.deployed, self._state.image)
+        self._live_id = content.content_id
         for failure in live.import_errors:
             self._findings.append(f"{failure.file}: {failure.cause}")
             self._view.event("import_error", self._findings[-1], mark="x", file=failure.file, cause=failure.cause)
@@ -358,17 +363,14 @@ class SaveLoop:
 
     def tell_end(self) -> None:
         """Say what stays behind."""
-        if self._state is None:
-            self._view.event("end", "Airflow was left as it is", permanent=None)
-            return
-        live, permanent = self._state.live, self._state.live == self._state.deployed
+        permanent = self._live_id == self._deployed_id
         self._view.event(
             "end",
-            f"Airflow keeps running with the content {_short(live)}, which "
+            f"Airflow keeps running with the content {_short(self._live_id)}, which "
             + ("is in its image" if permanent else "is in no image yet: deployer up   makes it permanent"),
             mark="✓" if permanent else "!",
             details=["what was saved last does not import and is not live"] if self._findings else [],
-            live=live,
+            live=self._live_id,
             permanent=permanent,
         )
 

@@ -19,7 +19,7 @@ from airflow_deployer.content_sync import Live, State
 from airflow_deployer.errors import ClusterError, ConfigurationError, SyncError
 from airflow_deployer.gate import Duplicate, GateReport, ImportedFile, ImportProblem, Place
 from airflow_deployer.reports import ImportErrorReport
-from airflow_deployer.save_loop import Runtime, SaveLoop, changed_paths
+from airflow_deployer.save_loop import SaveLoop, changed_paths
 
 BROKEN = ImportProblem("dags/a.py", 2, "dags/a.py", "import", "NameError", "name 'x' is not defined", ("Traceback",))
 
@@ -139,7 +139,8 @@ class Dev:
         self.runs = 0
         self.loop = SaveLoop(
             project,
-            Runtime.of(self.content, settings),
+            self.content,
+            settings,
             self.seen,
             load=self._load,
             connect=self.pod.connect,
