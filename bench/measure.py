@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -226,8 +226,9 @@ HEADINGS = ("what", "who", "rounds", "min", "median", "p95", "ratio", "budget", 
 def cells(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The lines of the table, one for each side of each row of a `document`."""
     lines: list[tuple[str, ...]] = []
+    measured = {row["name"] for row in found["rows"] if row["sides"]}
     for row in found["rows"]:
-        verdict = "missed" if row["missed"] else "" if _budget(row) == "" else "met"
+        verdict = "missed" if row["missed"] else "met" if _is_judged(row, measured) else ""
         for index, side in enumerate(row["sides"]):
             figures = (number(side[key]) for key in ("min", "median", "p95"))
             ours = index == 0
@@ -238,6 +239,12 @@ def cells(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         if not row["sides"]:
             lines.append((row["what"], "not measured", "", "", "", "", "", _budget(row), verdict))
     return lines
+
+
+def _is_judged(row: Mapping[str, Any], measured: Set[str]) -> bool:
+    """Whether there was anything to hold a row's median against."""
+    compared = any(side["name"] in row["at_least"] for side in row["sides"])
+    return row["budget"] is not None or compared or bool(row["grows_from"] and row["grows_from"][0] in measured)
 
 
 def text_table(found: Mapping[str, Any]) -> str:

@@ -119,7 +119,7 @@ class Project:
 
     @contextlib.contextmanager
     def dev(self) -> Iterator[None]:
-        """Run `deployer dev` for the time of the block; it begins once a saved file has arrived.
+        """Run `deployer dev` for the time of the block; it begins once a first saved file has arrived.
 
         Raises:
             ProgramError: it ended, or nothing arrives.
@@ -136,15 +136,12 @@ class Project:
             )
             try:
                 deadline = time.monotonic() + 300
-                while True:
+                while '{"event": "watching"' not in log.read_text(encoding="utf-8"):
                     if process.poll() is not None or time.monotonic() > deadline:
-                        what = f"nothing arrives by deployer dev (exit code {process.poll()})"
+                        what = f"deployer dev does not watch (exit code {process.poll()})"
                         raise failed(what, log.read_text(encoding="utf-8"))
-                    try:
-                        self.database.wait_parsed(EDITED, self.edit(), seconds=5)
-                        break
-                    except ProgramError:
-                        continue
+                    time.sleep(0.1)
+                self.database.wait_parsed(EDITED, self.edit(), seconds=60)
                 yield
             finally:
                 process.send_signal(signal.SIGINT)

@@ -232,6 +232,17 @@ def test_the_table_is_aligned_and_names_what_was_missed() -> None:
     ]
 
 
+def test_what_was_compared_with_nothing_is_neither_met_nor_missed() -> None:
+    small, large = row("small"), row("large", grows_from=("small", 2.0))
+    rivalled = row("rivalled", at_least={"Tilt": 1.0})
+
+    def verdicts(*rows: Row[None]) -> list[str]:
+        return [line[-1] for line in measure.cells(measure.document(run(group(*rows)), {}))]
+
+    assert verdicts(large, rivalled) == ["", ""]
+    assert verdicts(small, large) == ["", "met"]
+
+
 def test_the_readme_gets_machine_table_and_verdict_between_its_marks() -> None:
     text = publish.with_figures(f"before\n{publish.BEGIN}old\n{publish.END}after\n", DOCUMENT)
     assert text.startswith(f"before\n{publish.BEGIN}\n- processor: A & B, 2 cores\n")
