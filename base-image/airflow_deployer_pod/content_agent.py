@@ -51,7 +51,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from airflow_deployer_pod.affected import Affected, find_affected
+from airflow_deployer_pod.affected import Affected, find_affected, may_hold_dags
 from airflow_deployer_pod.airflow_database import AirflowDatabase, DatabaseError, Parsed, PostgresDatabase
 from airflow_deployer_pod.content_store import (
     ContentError,
@@ -146,13 +146,13 @@ def write_frame(descriptor: int, document: Mapping[str, Any]) -> None:
 
 @dataclass
 class _Work:
-    """What is staged: its stage, the content before it, what it affects, and what the check found."""
+    """What is staged: its stage, the DAG files before it, what it affects, its DAG files, and what the check found."""
 
     stage: Stage
     known: dict[str, DagFile]
     affected: Affected
-    report: dict[str, Any] | None = None
-    dag_files: dict[str, DagFile] | None = None
+    dag_files: dict[str, DagFile]
+    checked: bool = False
     expected: list[str] = field(default_factory=list)
 
 
@@ -267,7 +267,10 @@ class Agent:
         except BaseException:
             stage.discard()
             raise
-        self._work = _Work(stage, known, affected)
+        unaffected = {
+            path: one for path, one in known.items() if path not in affected.files and path not in affected.removed
+        }
+        self._work = _Work(stage, known, affected, {} if affected.everything else unaffected)
         self._send("staged", seconds=_since(begin), affected=affected.files)
 
     def _receive(self, stage: Stage) -> bool:
@@ -296,10 +299,13 @@ class Agent:
         """What is known of the live DAG files; of those that no check has seen yet, what Airflow has parsed of them."""
         if live.dag_files is not None:
             return dict(live.dag_files)
+        parsed = self.database.dag_files()
+        root = self.store.root(live.version)
+        # Airflow may not have come to all of them yet.
+        files = [path for path in live.files if may_hold_dags(path, lambda path: (root / path).read_bytes())]
         return {
-            f"dags/{path}": {"dag_ids": dag_ids, "imports": None, "broken": False}
-            for path, dag_ids in self.database.dag_files().items()
-            if f"dags/{path}" in live.files
+            path: {"dag_ids": parsed.get(path.removeprefix("dags/"), []), "imports": None, "broken": False}
+            for path in files
         }
 
     def _staged(self) -> _Work:
@@ -310,43 +316,38 @@ class Agent:
     def _check(self, request: Mapping[str, Any]) -> None:
         begin = time.monotonic()
         work = self._staged()
-        checked = set(work.affected.files)
-        known = {
-            path: one
-            for path, one in work.known.items()
-            if path not in checked and path not in work.affected.removed and not work.affected.everything
-        }
         report = self.check(
             {
                 "root": str(work.stage.root),
                 "files": None if work.affected.everything else work.affected.files,
-                "known": {dag_id: path for path, one in known.items() for dag_id in one["dag_ids"]},
+                "known": {dag_id: path for path, one in work.dag_files.items() for dag_id in one["dag_ids"]},
             },
             lambda: self.input.ready(0.0),
         )
         failed = {finding["dag_file"] for finding in (*report["errors"], *report["needs_database"])}
+        work.expected.clear()
         for file in report["files"]:
             path = file["path"]
-            known[path] = {"dag_ids": file["dag_ids"], "imports": file["imports"], "broken": path in failed}
+            work.dag_files[path] = {"dag_ids": file["dag_ids"], "imports": file["imports"], "broken": path in failed}
             # A file without a DAG leaves no trace in Airflow's database that could be waited for.
             if file["dag_ids"] or path in failed:
                 work.expected.append(path)
-        work.report, work.dag_files = report, known
+        work.checked = True
         self._send("checked", seconds=_since(begin), report=report)
 
     def _switch(self, request: Mapping[str, Any]) -> None:
         work = self._staged()
-        if work.report is None and work.affected.files:
+        if not work.checked and work.affected.files:
             raise ContentError("invalid", "Nothing was checked yet: check it first.")
-        deployed_at, timeout = request.get("deployed_at"), request.get("timeout")
-        removed = set(work.affected.removed)
-        if work.dag_files is not None:
-            removed |= {path for path in work.known if path not in work.dag_files}
+        deployed_at, timeout = request.get("deployed_at"), request.get("timeout") or LIVE_SECONDS
+        if not isinstance(deployed_at, int | None) or not isinstance(timeout, int | float):
+            raise ContentError("invalid", "The time of the deploy or the timeout is none.")
+        removed = {path for path in work.known if path not in work.dag_files}
         # Before anything changes: what cannot be told to Airflow is better not switched.
         self.database.needed_versions()
         begin = time.monotonic()
         already = self.store.live_version() == work.stage.manifest.version
-        at = work.stage.switch(None if deployed_at is None else int(deployed_at), work.dag_files)
+        at = work.stage.switch(deployed_at, work.dag_files)
         self._work = None
         self._tidy = True
         self._send("switched", at=datetime.fromtimestamp(at, timezone.utc).isoformat())
@@ -359,7 +360,7 @@ class Agent:
             begin,
             [path.removeprefix("dags/") for path in work.expected],
             [path.removeprefix("dags/") for path in sorted(removed)],
-            LIVE_SECONDS if timeout is None else float(timeout),
+            timeout,
         )
 
     def _wait_until_live(

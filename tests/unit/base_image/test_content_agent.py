@@ -35,7 +35,8 @@ class FakeDatabase:
         self.needed: set[str] = set()
 
     def dag_files(self) -> dict[str, list[str]]:
-        return {"a.py": ["a"], "b.py": ["b"], "gone.py": ["gone"]}
+        # It has not come to `b` yet, and knows a file that is no more.
+        return {"a.py": ["a"], "gone.py": ["gone"]}
 
     def request_parsing(self, files: Iterable[str]) -> None:
         self.requested = sorted(files)
@@ -249,6 +250,28 @@ def test_what_a_check_found_is_kept_for_the_next(pod: Pod) -> None:
     assert pod.check.requests[-1]["known"] == {"a": "dags/a.py"}
     # `b` imports `a` no more.
     assert peer.stage({**third, "dags/a.py": DAG + b"#"}, third)["affected"] == ["dags/a.py"]
+
+
+def test_what_is_known_outlives_a_round_without_a_check(pod: Pod) -> None:
+    peer = pod.connect()
+    second = {**FIRST, "dags/c.py": DAG}
+    peer.sync(second, FIRST)
+    assert pod.check.requests[-1]["known"] == {"a": "dags/a.py"}
+    peer.sync(FIRST, second)
+    third = {path: data for path, data in FIRST.items() if path != "dags/b.py"}
+    assert peer.stage(third, FIRST)["affected"] == []
+    assert peer.ask(op="switch")["event"] == "switched"
+    assert peer.receive()["pending"] == []
+    dag_files = pod.store.live_manifest().dag_files
+    assert dag_files is not None
+    assert list(dag_files) == ["dags/a.py"]
+
+
+def test_a_switch_with_a_time_that_is_none_is_refused(pod: Pod) -> None:
+    peer = pod.connect()
+    for request in ({"deployed_at": "now"}, {"timeout": "long"}):
+        peer.stage(FIRST, FIRST)
+        assert peer.ask(op="switch", **request)["kind"] == "invalid"
 
 
 def test_a_deploy_is_written_down(pod: Pod) -> None:
