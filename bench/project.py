@@ -18,7 +18,7 @@ from typing import Any
 
 from airflow_deployer.credentials import POSTGRES_DATABASE, POSTGRES_USER
 from bench.airflow_account import Database, save_at_any_moment
-from bench.programs import Kubectl, ProgramError, deployer_command, environment, failed, run
+from bench.programs import Kubectl, deployer_command, environment, failed, run
 
 ROOT = Path(__file__).resolve().parents[1]
 EDITED = "edited"
