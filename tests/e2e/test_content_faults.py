@@ -217,9 +217,7 @@ class PipeExec:
         return data
 
     async def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.communicate(timeout=30)
 
 
 def test_a_full_volume(project: Project) -> None:
