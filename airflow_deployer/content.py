@@ -131,9 +131,13 @@ class ProjectReader:
     Args:
         project: the project folder.
         paths: the `[project]` settings, relative to it.
+
+    Attributes:
+        newest_ns: when the file that was written last was written, of those read; nanoseconds since the epoch.
     """
 
     def __init__(self, project: Path, paths: Project) -> None:
+        self.newest_ns = 0
         self._project = project.resolve()
         self._paths = paths
         self._known: dict[str, tuple[os.stat_result, File]] = {}
@@ -145,6 +149,7 @@ class ProjectReader:
             ProjectError: no `dags/`, no DAG file in it, or a file that cannot be shipped, with its path.
         """
         project, paths = self._project, self._paths
+        self.newest_ns = 0
         if not _folder_exists(project / paths.dags, paths.dags):
             raise ProjectError(
                 f"Cannot deploy {project}: it has no folder {paths.dags}/.",
@@ -171,6 +176,7 @@ class ProjectReader:
         return content
 
     def _read_file(self, source: str, name: str, target: str, status: os.stat_result) -> File:
+        self.newest_ns = max(self.newest_ns, status.st_mtime_ns)
         known = self._known.get(target)
         if known is not None and known[1].source == source and _same_status(known[0], status):
             return known[1]

@@ -32,6 +32,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
 _BUSY_PAUSE = 1.0
 # For a file that is being written; after that the event of its last write brings the next round.
 _TORN_PAUSE, _TORN_TRIES = 0.1, 5
+_WRITING_NS = 20_000_000
 _PATHS_SHOWN = 3
 # Where the pod keeps staged content; what follows is the path in the project.
 _STAGED = re.compile(r"/home/airflow/content/[^/]+/[^/]+/")
@@ -257,18 +258,20 @@ class SaveLoop:
 
     async def _read(self) -> ProjectContent | None:
         """Read the project; None where it cannot be deployed as it is, which is told once."""
-        for last in (False, True):
+        for tries_left in reversed(range(_TORN_TRIES)):
             try:
                 content = await asyncio.to_thread(self._reader.read)
             except ProjectError as error:
                 # A file may have gone away between being seen and being read.
-                if last:
+                if not tries_left:
                     self._tell_complaint("project_error", error)
                     return None
-                await asyncio.sleep(_TORN_PAUSE)
             else:
-                self._complaints.pop("project_error", None)
-                return content
+                # Whoever is writing a file at this moment may have emptied it first.
+                if not (0 <= time.time_ns() - self._reader.newest_ns < _WRITING_NS) or not tries_left:
+                    self._complaints.pop("project_error", None)
+                    return content
+            await asyncio.sleep(_WRITING_NS / 1e9)
         return None
 
     async def _compare_runtime(self, content: ProjectContent) -> None:
