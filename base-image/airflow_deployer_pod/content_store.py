@@ -309,9 +309,11 @@ class Store:
         Raises:
             ContentError: `busy`, `unknown_base`, or `invalid` when the result is another content.
         """
-        before = self.manifest(base[:VERSION_LENGTH]) if base else Manifest(files_id({}), {})
-        if before is None or (base and before.content_id != base):
-            raise ContentError("unknown_base", f"The content {str(base)[:VERSION_LENGTH]} is not on the volume.")
+        before: Manifest | None = Manifest(files_id({}), {})
+        if base is not None:
+            before = self.manifest(base[:VERSION_LENGTH]) if _CONTENT_ID.fullmatch(base) else None
+        if before is None or (base is not None and before.content_id != base):
+            raise ContentError("unknown_base", f"The content {str(base)[:VERSION_LENGTH]!a} is not on the volume.")
         files = dict(before.files)
         for path in remove:
             files.pop(path, None)
@@ -328,7 +330,7 @@ class Store:
             if known and known.content_id == content_id:
                 return Stage(self, known, None, lock)
             # What is live is read anyway, and mostly holds nearly everything.
-            return self._begin(Manifest(content_id, files), before if base else self.live_manifest(), lock)
+            return self._begin(Manifest(content_id, files), before if base is not None else self.live_manifest(), lock)
         except BaseException:
             lock.release()
             raise

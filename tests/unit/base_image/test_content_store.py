@@ -163,8 +163,9 @@ def test_going_back_needs_no_bytes(store: Store) -> None:
 def test_a_digest_or_an_id_that_does_not_fit_is_refused(store: Store) -> None:
     with pytest.raises(ContentError, match="These files are the content"):
         store.stage("0" * 64, None, entries(FIRST))
-    with pytest.raises(ContentError, match="is not on the volume"):
-        store.stage(files_id(entries(FIRST)), "0" * 64, {})
+    for base in ("0" * 64, "../state", ""):
+        with pytest.raises(ContentError, match="is not on the volume"):
+            store.stage(files_id(entries(FIRST)), base, {})
     new = entries({"dags/x.py": b"xx"})
     for data, text in ((b"yy", "changed while it was sent"), (b"xxx", "More bytes"), (b"x", "are missing")):
         staged = store.stage(files_id(new), None, new)
