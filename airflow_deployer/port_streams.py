@@ -37,8 +37,8 @@ FRESH_FOR = 30.0
 """How long a stream that nobody used waits, in seconds; what serves Airflow sets no limit of its own."""
 USED_FOR = 1.0
 """How long one waits after an answer: servers close idle connections, the hastiest after 2 s (gunicorn)."""
-# Time for the request that took the last one to be served, or to give its stream back.
-_REFILL_DELAY = 0.02
+# Time for what is under way, such as the rest of a page; shorter than what a used stream waits.
+_REFILL_DELAY = 0.5
 _OPENING_AT_ONCE = 2
 _OPENING_STEP = 0.004
 
@@ -275,10 +275,10 @@ class PortStreams:
         if stream in self._fresh:
             self._fresh.remove(stream)
             self._wanted = max(1, self._wanted - 1)
-            self._refill()
         else:
             self._used.remove(stream)
         self._discard(stream)
+        self._refill()
 
     def _ended(self, stream: PortStream) -> None:
         """Drop all that wait once one of them ends: what they lead to is on its way out."""
