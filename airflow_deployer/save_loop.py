@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _HEARTBEAT = 5.0
 # A pod that does not tell its state for so long is taken to be away: after a laptop's sleep the connection is dead, and
 # nothing else would say so for minutes.
-_ANSWER = 10.0
+_ANSWER = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
 _BUSY_PAUSE = 1.0
 # For a file that is being written; after that the event of its last write brings the next round.

@@ -217,19 +217,24 @@ class Proxy:
 
     def cut(self) -> None:
         """Break every connection, as an API server that ends."""
-        for pair in self._connections:
+        for pair in list(self._connections):
             for end in pair:
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
-        self._connections.clear()
 
     def sleep(self) -> None:
         """Swallow all that comes through the connections that are open, and say nothing, as after a laptop's sleep."""
         self._asleep |= {end for pair in self._connections for end in pair}
 
     def close(self) -> None:
+        """Stop, with every thread and socket gone."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.cut()
+        deadline = time.monotonic() + 5
+        while self._connections and time.monotonic() < deadline:
+            self.cut()
+            time.sleep(0.02)
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -238,10 +243,17 @@ class Proxy:
                 if self.refusing:
                     near.close()
                     continue
-                far = socket.create_connection(self._target)
-                self._connections.append((near, far))
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+                threading.Thread(target=self._relay, args=(near,), daemon=True).start()
+
+    def _relay(self, near: socket.socket) -> None:
+        with near, socket.create_connection(self._target) as far:
+            pair = (near, far)
+            self._connections.append(pair)
+            upward = threading.Thread(target=self._pump, args=pair, daemon=True)
+            upward.start()
+            self._pump(far, near)
+            upward.join()
+            self._connections.remove(pair)
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
