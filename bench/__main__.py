@@ -35,7 +35,7 @@ def main() -> int:
         epilog=f"Rows: {', '.join(names)}.",
     )
     parser.add_argument("--only", metavar="ROW,...", help="these rows; without it, all, and the figures are published")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each side, in place of its own number")
+    parser.add_argument("--rounds", type=int, metavar="N", help="at most so many rounds of each side")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     arguments = parser.parse_args()
     only = frozenset(arguments.only.split(",")) if arguments.only else None

@@ -104,7 +104,7 @@ def measure(
     """Measure a row; whatever goes wrong is kept as its failure, so that the other rows are measured all the same.
 
     Args:
-        rounds: in place of each side's own.
+        rounds: at most so many of each side, whatever its own number.
         report: takes a line about each value.
         clock: seconds, for the report.
     """
@@ -113,7 +113,7 @@ def measure(
     try:
         with row.sides(opened) as sides:
             values = {side.name: [] for side in sides}
-            for index in interleave([rounds or side.rounds for side in sides]):
+            for index in interleave([min(side.rounds, rounds or side.rounds) for side in sides]):
                 side = sides[index]
                 began = clock()
                 value = side.measure()

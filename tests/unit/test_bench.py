@@ -96,9 +96,10 @@ def test_sides_are_measured_in_turn_and_reported() -> None:
     assert len(lines) == 4
 
 
-def test_rounds_can_be_chosen() -> None:
-    [measured] = run(group(row()), rounds=7)
-    assert len(measured.values["ours"]) == 7
+@pytest.mark.parametrize(("rounds", "expected"), [(2, 2), (7, 3), (None, 3)])
+def test_rounds_can_be_limited(rounds: int | None, expected: int) -> None:
+    [measured] = run(group(row()), rounds=rounds)
+    assert len(measured.values["ours"]) == expected
 
 
 def test_only_the_chosen_rows_are_measured_and_no_group_is_opened_in_vain() -> None:
