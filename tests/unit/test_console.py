@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 import time
 
 import pytest
@@ -48,3 +50,34 @@ def test_results_go_to_stdout_as_text_or_json(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "URL     http://x\nerrors  one\n        two\n"
     console.Console(json_output=True).result({"a": 1}, [])
     assert json.loads(capsys.readouterr().out) == {"a": 1}
+
+
+def test_events_and_logs_have_the_time_and_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = console.Console()
+    shown.event("import_errors", "dags/a.py:1 NameError\ndags/b.py:2 KeyError", mark="x", details=["stays live"])
+    shown.log("scheduler", "warning", "late")
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"^\d\d:\d\d:\d\d", "TIME", line) for line in lines] == [
+        "TIME x dags/a.py:1 NameError",
+        "           dags/b.py:2 KeyError",
+        "           stays live",
+        "TIME scheduler     late",
+    ]
+
+
+def test_events_and_logs_are_json_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = console.Console(json_output=True)
+    shown.event("live", "live in 0.3 s", mark="✓", parsed=1)
+    shown.log("scheduler", "warning", "late")
+    event, log = map(json.loads, capsys.readouterr().out.splitlines())
+    assert datetime.datetime.fromisoformat(event.pop("time")).tzinfo is not None
+    assert event == {"event": "live", "message": "live in 0.3 s", "details": [], "parsed": 1}
+    assert log["component"], log["text"] == ("scheduler", "late")
+
+
+def test_quiet_leaves_out_logs_and_what_is_only_for_information(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = console.Console(quiet=True)
+    shown.event("note", "by the way")
+    shown.log("scheduler", "info", "hello")
+    shown.event("live", "live", mark="✓")
+    assert capsys.readouterr().out.endswith(" ✓ live\n")
