@@ -130,9 +130,14 @@ class GateReport:
         more = [f"... and {len(findings) - _SHOWN_ERRORS} more"] if len(findings) > _SHOWN_ERRORS else []
         raise GateError(
             "\n".join((f"Nothing was deployed, the DAGs have {count}:", *findings[:_SHOWN_ERRORS], *more)),
-            hint=next(self._hints(), "Correct it, then run the command again."),
+            hint=self.hint or "Correct it, then run the command again.",
             details=self.errors[0].traceback if len(findings) == 1 and self.errors else (),
         )
+
+    @property
+    def hint(self) -> str:
+        """What to do about the errors, where that is more than to correct them; else empty."""
+        return next(self._hints(), "")
 
     def _hints(self) -> Iterator[str]:
         for error in self.errors:

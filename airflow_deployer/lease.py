@@ -76,8 +76,10 @@ def _acquire(cluster: Cluster, namespace: str, name: str, holder: str, labels: d
                 return cluster.create(LEASE, namespace, body)
             refusal = refuse(existing.get("spec") or {}, cluster.server_time())
             if refusal:
+                # `.dev` follows the name of the deployment that a `deployer dev` follows.
+                deployment = name.removeprefix("airflow-deployer-").removesuffix(".dev")
                 raise LockedError(
-                    f"Cannot work on {name.removeprefix('airflow-deployer-')!r} in namespace {namespace!r}: {refusal}.",
+                    f"Cannot work on {deployment!r} in namespace {namespace!r}: {refusal}.",
                     hint="wait for it to end; a run that was killed frees the lock by itself "
                     f"{DURATION_SECONDS} s after its last sign of life",
                 )

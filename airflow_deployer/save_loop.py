@@ -336,7 +336,11 @@ class SaveLoop:
             "import_errors",
             "\n".join(self._findings),
             mark="x",
-            details=[*(_STAGED.sub("", line) for line in only), "the last good content stays live"],
+            details=[
+                *(_STAGED.sub("", line) for line in only),
+                *([f"next: {report.hint}"] if report.hint else []),
+                "the last good content stays live",
+            ],
             errors=[
                 {"file": error.path, "line": error.line, "cause": _cause(error), "dag_file": error.dag_file}
                 for error in report.errors
