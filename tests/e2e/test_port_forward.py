@@ -282,21 +282,27 @@ def test_it_outlives_its_pod(cluster: Cluster, target: Target, port: int, grace:
     assert wait_running(cluster, target, not_uid=uid) != uid
 
 
-def test_requests_go_on_across_the_replacement_of_the_pod(cluster: Cluster, target: Target, port: int) -> None:
+def test_requests_go_on_across_the_replacement_of_the_pod(cluster: Cluster, target: Target) -> None:
+    log: list[str] = []
+    with forwarded(target, log=log.append) as port:
+        replace_under_requests(cluster, target, port, log)
+
+
+def replace_under_requests(cluster: Cluster, target: Target, port: int, log: list[str]) -> None:
     uid = wait_running(cluster, target)
     for _ in range(5):
         ask(port)
     delete_pod(cluster, target, 1)
-    failures = 0
+    failures: list[ConnectionError] = []
     deadline = time.monotonic() + 90
     while (pod := cluster.get(POD, target.namespace, target.pod)) is None or pod["metadata"]["uid"] == uid:
         assert time.monotonic() < deadline
         try:
             ask(port)
-        except ConnectionError:
-            failures += 1
-    # What was under way when the pod ended may fail; no request fails for finding a connection to the old pod.
-    assert failures <= 1
+        except ConnectionError as error:
+            failures.append(error)
+    # What its program had accepted when it was killed may fail; no other request, however many there were.
+    assert len(failures) <= 3, (failures, log)
     assert ask(port)
 
 
