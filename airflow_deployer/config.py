@@ -261,7 +261,7 @@ class Airflow(Struct, frozen=True, forbid_unknown_fields=True):
     fork_processes: Annotated[
         bool,
         _key(
-            "Import Airflow once and fork its processes from there: a faster start, and some 200 MB less memory. With "
+            "Import Airflow once and fork its processes from there: a faster start, and some 90 MB less memory. With "
             "`false` each process is a program of its own, and staged DAG files are checked by a fresh one."
         ),
     ] = True
