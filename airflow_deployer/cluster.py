@@ -230,6 +230,25 @@ class Cluster:
             raise
         return True
 
+    def annotate(
+        self, kind: Kind, namespace: str | None, name: str, annotations: Mapping[str, str], *, uid: str
+    ) -> bool:
+        """Set annotations by a JSON merge patch; False when the object is gone or another one, or may not be patched."""
+        body: Object = {"metadata": {"uid": uid, "annotations": dict(annotations)}}
+        try:
+            self._json(
+                "PATCH",
+                kind.path(namespace, name),
+                body=body,
+                content_type="application/merge-patch+json",
+                what=f"annotate {kind.kind} {name}",
+            )
+        except ApiError as error:
+            if error.status in (403, 404, 409, 422):
+                return False
+            raise
+        return True
+
     def can(self, verb: str, kind: Kind, namespace: str | None, subresource: str = "") -> bool:
         """Ask whether this user may do `verb` on `kind` (SelfSubjectAccessReview)."""
         attributes = {"verb": verb, "group": kind.group, "version": kind.version, "resource": kind.plural}

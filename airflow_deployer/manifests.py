@@ -374,7 +374,7 @@ def _airflow(image: Image, settings: Settings) -> Object:
             {"name": "http", "containerPort": API_PORT, "protocol": "TCP"},
             {"name": "probes", "containerPort": PROBE_PORT, "protocol": "TCP"},
         ],
-        "readinessProbe": _probe("/readyz", period=2, failures=3),
+        "readinessProbe": _probe("/readyz", period=1, failures=5),
         # Lenient: a restart interrupts tasks, so it must be the last resort.
         "livenessProbe": _probe("/livez", period=10, failures=6, timeout=8),
         "securityContext": _restricted(AIRFLOW_UID),

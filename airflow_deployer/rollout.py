@@ -21,6 +21,8 @@ from airflow_deployer.progress import Step
 
 _WATCH_SECONDS = 20
 _TICK_SECONDS = 0.5
+_NUDGE_SECONDS = 1.0
+_STOPPING = "airflow-deployer/stopping"
 _LOG_LINES = 20
 
 Clock = Callable[[], float]
@@ -254,11 +256,17 @@ def wait_deleted(
         RolloutError: it is still there at the deadline; the message names what holds it.
     """
     deadline = time.monotonic() + timeout
+    nudge_at = time.monotonic() if kind is POD and uid else float("inf")
     with Watcher(cluster, namespace) as watcher:
         watcher.add(kind, name)
         while time.monotonic() < deadline:
             watcher.drain(_TICK_SECONDS)
             view = watcher.view
+            if (now := time.monotonic()) >= nudge_at:
+                # A kubelet whose last look at a stopped pod came too early looks again after ten seconds, or as soon as
+                # the pod changes: a pod whose processes have ended after one second would be gone after ten.
+                nudged = cluster.annotate(kind, namespace, name, {_STOPPING: f"{now:.1f}"}, uid=str(uid))
+                nudge_at = now + _NUDGE_SECONDS if nudged else float("inf")
             item = {POD.kind: view.pod, CLAIM.kind: view.claim, STATEFUL_SET.kind: view.stateful_set}[kind.kind]
             if kind.kind in view.listed and (item is None or (uid and item["metadata"]["uid"] != uid)):
                 return
