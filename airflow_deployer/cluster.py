@@ -233,7 +233,7 @@ class Cluster:
     def annotate(
         self, kind: Kind, namespace: str | None, name: str, annotations: Mapping[str, str], *, uid: str
     ) -> bool:
-        """Set annotations by a JSON merge patch; False when the object is gone or another one, or may not be patched."""
+        """Set annotations by a JSON merge patch; False when the object is gone, is another, or may not be patched."""
         body: Object = {"metadata": {"uid": uid, "annotations": dict(annotations)}}
         try:
             self._json(
