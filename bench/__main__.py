@@ -1,4 +1,4 @@
-"""Measures every row, prints the table, and ends with 1 when a budget is missed.
+"""Measures every row, prints the table, and ends with 1 when a budget is missed or a row cannot be measured.
 
 python -m bench [--only ROW,...] [--rounds N] [--json FILE]
 """
@@ -27,7 +27,7 @@ GROUPS: tuple[Group[Any], ...] = (
 
 
 def main() -> int:
-    """Return the exit code: 0 every budget is met, 1 one is missed, 2 wrong usage."""
+    """Return the exit code: 0 every budget is met, 1 one is missed or not measured; wrong usage exits with 2."""
     names = [row.name for group in GROUPS for row in group.rows]
     parser = argparse.ArgumentParser(
         prog="python -m bench",
@@ -64,4 +64,8 @@ def _report(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        _report("interrupted; what was deployed is removed")
+        sys.exit(130)
