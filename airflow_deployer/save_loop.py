@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from airflow_deployer.api_streams import RefusedError, UnavailableError
 from airflow_deployer.config import CONFIG_FILE, Settings
@@ -24,15 +24,19 @@ if TYPE_CHECKING:
     from airflow_deployer.content_sync import Live, State
     from airflow_deployer.gate import Duplicate, GateReport, ImportProblem
 
+T = TypeVar("T")
+
 _HEARTBEAT = 5.0
 # A pod that does not tell its state for so long is taken to be away: after a laptop's sleep the connection is dead, and
 # nothing else would say so for minutes.
 _ANSWER = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
-_BUSY_PAUSE = 1.0
+_BUSY_PAUSE = 0.2
 # For a file that is being written; after that the event of its last write brings the next round.
 _TORN_PAUSE, _TORN_TRIES = 0.1, 5
 _WRITING_NS = 20_000_000
+# What takes longer than this is told, and given up when the next save comes.
+_PATIENCE = 2.0
 _PATHS_SHOWN = 3
 # Where the pod keeps staged content; what follows is the path in the project.
 _STAGED = re.compile(r"/home/airflow/content/[^/]+/[^/]+/")
@@ -56,9 +60,9 @@ class Channel(Protocol):
 
     async def stage(self, content: ProjectContent) -> None: ...
 
-    async def check(self) -> GateReport: ...
+    def check(self) -> Coroutine[Any, Any, GateReport]: ...
 
-    async def switch(self, content: ProjectContent) -> Live: ...
+    def switch(self, content: ProjectContent) -> Coroutine[Any, Any, Live]: ...
 
     async def discard(self) -> None: ...
 
@@ -68,6 +72,10 @@ class Changes(Protocol):
 
     async def wait(self) -> None:
         """Return once something may have changed since this returned last."""
+
+
+class _OvertakenError(Exception):
+    """The project has changed again before a round was over."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +167,12 @@ class SaveLoop:
             try:
                 await channel.connect()
                 while True:
-                    await self._round(channel)
+                    await self._round(channel, changes)
                     pause = _FIRST_PAUSE
                     await self._next_change(channel, changes)
+            except _OvertakenError:
+                # Closing the connection ends what it was waiting for.
+                continue
             except SyncError as error:
                 # What the agent could not do once it may well do after the next change, asked by a new connection.
                 self._tell_error("sync_error", error)
@@ -210,13 +221,13 @@ class SaveLoop:
 
     # -- one round ----------------------------------------------------------------------------------------------------
 
-    async def _round(self, channel: Channel) -> None:
+    async def _round(self, channel: Channel, changes: Changes) -> None:
         """Look at the project and make it live, if it is not."""
         began = time.monotonic()
         tries = _TORN_TRIES
         while (content := await self._read()) is not None:
             try:
-                await self._sync(channel, content, began)
+                await self._sync(channel, content, changes, began)
             except SyncError as error:
                 # Bytes that changed since they were read do not match their digest.
                 tries -= 1
@@ -227,7 +238,7 @@ class SaveLoop:
                 await self._compare_runtime(content)
                 return
 
-    async def _sync(self, channel: Channel, content: ProjectContent, began: float) -> None:
+    async def _sync(self, channel: Channel, content: ProjectContent, changes: Changes, began: float) -> None:
         live = await self._ask_state(channel)
         if live == content.content_id:
             self._tell_same(content)
@@ -235,23 +246,47 @@ class SaveLoop:
         if self._live is not None and self._live.content_id != live:
             self._live = None
         await self._stage(channel, content)
-        report = await channel.check()
+        report = await self._patiently(channel.check(), changes, "importing what the change affects")
         if report.errors or report.duplicates:
             await channel.discard()
             self._tell_findings(report)
             return
-        parsed = await channel.switch(content)
+        parsed = await self._patiently(channel.switch(content), changes, "waiting for Airflow to parse it")
         self._tell_live(content, report, parsed, time.monotonic() - began)
 
+    async def _patiently(self, work: Coroutine[Any, Any, T], changes: Changes, doing: str) -> T:
+        """Wait for the pod; when it takes long, say so, and for no longer than until the next change.
+
+        Raises:
+            _OvertakenError: the project has changed; what the pod was doing is ended with the connection.
+        """
+        task = asyncio.ensure_future(work)
+        change = None
+        try:
+            if (await asyncio.wait({task}, timeout=_PATIENCE))[0]:
+                return task.result()
+            self._view.event("slow", doing, mark=">")
+            change = asyncio.ensure_future(changes.wait())
+            await asyncio.wait({task, change}, return_when=asyncio.FIRST_COMPLETED)
+            if not change.done():
+                return task.result()
+            self._view.event("overtaken", "given up for what was saved since", mark="!")
+            raise _OvertakenError
+        finally:
+            for each in filter(None, (task, change)):
+                each.cancel()
+            await asyncio.gather(*filter(None, (task, change)), return_exceptions=True)
+
     async def _stage(self, channel: Channel, content: ProjectContent) -> None:
-        told = False
+        began, told = time.monotonic(), False
         while True:
             try:
                 return await channel.stage(content)
             except SyncError as error:
                 if error.kind != "busy":
                     raise
-                if not told:
+                # An agent whose connection was lost takes a moment to notice.
+                if not told and time.monotonic() - began > _PATIENCE:
                     self._view.event("busy", "another deploy is at work on this pod; waiting for it", mark="!")
                     told = True
                 await asyncio.sleep(_BUSY_PAUSE)

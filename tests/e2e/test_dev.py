@@ -203,6 +203,24 @@ def test_a_task_is_run_again_after_each_save(project: Project) -> None:
         assert running.end() == 0, running
 
 
+def test_a_dag_that_hangs_is_named_and_its_correction_need_not_wait(project: Project) -> None:
+    good = write_dag(project, "orders", "one").read_text(encoding="utf-8")
+    with dev(project) as running:
+        hanging = good + "\nimport time\n\ntime.sleep(600)\n"
+        project.write("dags/orders.py", hanging)
+        running.next("slow", 10)
+        write_dag(project, "orders", "two")
+        running.next("overtaken", 10)
+        running.next("live", 10)
+        assert description(project, "orders") == "two"
+        project.write("dags/orders.py", hanging)
+        wrong = running.next("import_errors", 60)
+        assert wrong["errors"][0]["file"] == "dags/orders.py"
+        assert wrong["errors"][0]["line"] == len(hanging.splitlines())
+        write_dag(project, "orders", "three")
+        assert running.next("live", 10)["cleared"] is True
+
+
 class Proxy:
     """Stands between `deployer` and the API server, and can be as bad as a network."""
 

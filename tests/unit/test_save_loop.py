@@ -36,6 +36,7 @@ class Pod:
         self.failures: list[Exception] = []
         self.away = ""
         self.silent = False
+        self.hangs = ""
         self.connections = 0
         self.done: list[str] = []
 
@@ -69,12 +70,14 @@ class PodChannel:
 
     async def check(self) -> GateReport:
         self._check("check")
+        await self._hang("check")
         files = (ImportedFile("dags/a.py", ("a",), 0.1),)
         return GateReport("3.3.2", 0.1, files, self._pod.errors, (), self._pod.duplicates, ())
 
     async def switch(self, content: ProjectContent) -> Live:
         self._check("switch")
         self._pod.live = content.content_id
+        await self._hang("switch")
         return Live(0.1, 1, self._pod.import_errors, ())
 
     async def discard(self) -> None:
@@ -84,6 +87,10 @@ class PodChannel:
         if self._pod.away:
             raise UnavailableError(self._pod.away)
         self._pod.done.append(what)
+
+    async def _hang(self, what: str) -> None:
+        if self._pod.hangs == what:
+            await asyncio.sleep(60)
 
 
 class Seen:
@@ -300,7 +307,31 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path) -> N
     run(scenario())
 
 
-def test_another_deploy_at_work_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["check", "switch"])
+def test_what_takes_long_is_told_and_given_up_for_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(save_loop, "_PATIENCE", 0.05)
+
+    async def scenario() -> None:
+        async with following(tmp_path) as dev:
+            dev.pod.hangs = what
+            dev.save("dags/a.py", "while True: pass")
+            await dev.seen.until("slow")
+            await asyncio.sleep(0.1)
+            assert dev.seen.kinds == ["slow"]
+            dev.pod.hangs = ""
+            dev.save("dags/a.py", "mended")
+            await dev.seen.until("live")
+            assert dev.seen.kinds == ["slow", "overtaken", "live"]
+            assert dev.pod.live == read_project(tmp_path, Settings().project).content_id
+
+    run(scenario())
+
+
+def test_another_deploy_at_work_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save_loop, "_PATIENCE", 0.03)
+
     async def scenario() -> None:
         async with following(tmp_path) as dev:
             dev.pod.failures = [SyncError("busy", kind="busy")] * 5
