@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_deployer import background_forward, credentials, deploy, keyboard, lease, objects
+from airflow_deployer import background_forward, credentials, deploy, keyboard, lease, objects, preflight
 from airflow_deployer.config import Settings
 from airflow_deployer.content import ProjectContent, read_project
 from airflow_deployer.deploy import Session
@@ -54,7 +54,8 @@ def run(
     settings = load()
     session = deploy.connect(settings)
     names = session.names
-    objects.ensure_namespace(session.cluster, names.namespace)
+    if not preflight.check_namespace(session.cluster, names.namespace):
+        objects.ensure_namespace(session.cluster, names.namespace)
     # With a dot, which no name of another deployment can have.
     with lease.held(session.cluster, names.namespace, f"{names.lease}.dev", labels=names.labels, doing="dev"):
         content = _deploy(project, settings, console)
