@@ -9,15 +9,17 @@ from __future__ import annotations
 import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from airflow_deployer.airflow_api import AirflowApi, TaskLogEntry, TaskTry
 from airflow_deployer.errors import AirflowError, DeployerError
-from airflow_deployer.save_loop import View
+from airflow_deployer.save_loop import View, in_project
 
 _POLL_SECONDS = 0.3
+# Where the base image has Airflow.
+_OWN_FRAMES = ("/opt/airflow/", "/usr/lib/python3")
 _WRONG_LEVELS = ("warning", "error", "critical")
 _FINAL_STATES = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 # States of a try that has a log of its own.
@@ -193,7 +195,7 @@ class _Logs:
                 continue
             for line in self._new_lines(key, each):
                 self._view.log(_name(each), line.level or "info", line.text)
-                for detail in line.error:
+                for detail in _of_the_project(line.error):
                     self._view.log(_name(each), "error", f"  {detail}")
             if each.state in _FINAL_STATES or each.state == "up_for_retry":
                 self._told.add(key)
@@ -210,6 +212,11 @@ class _Logs:
                 self._folded.discard(key)
             elif key not in self._folded or entry.level in _WRONG_LEVELS:
                 yield entry
+
+
+def _of_the_project(error: Sequence[str]) -> Iterator[str]:
+    """The lines of an error without Airflow's own frames, with paths as they are in the project."""
+    return (in_project(line) for line in error if not line.startswith(_OWN_FRAMES))
 
 
 def _name(task: TaskTry) -> str:

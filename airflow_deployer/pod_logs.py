@@ -42,8 +42,13 @@ _FINISHED = re.compile(
 )
 # What loggers of Airflow itself and of its libraries are called; any other belongs to somebody's DAG.
 _OWN_LOGGERS = ("airflow", "supervisor", "uvicorn", "alembic", "sqlalchemy", "httpx", "__main__", "py.warnings")
-# What the API server says of every look at the log of a running task (docs/pod.md).
-_NOISE = ("Could not read served logs", "Pydantic serializer warnings")
+# What is said of every look at the log of a running task (docs/pod.md), and of a task whose run was ended under it.
+_NOISE = (
+    "Could not read served logs",
+    "Pydantic serializer warnings",
+    "Cannot update Task Instance in invalid state",
+    "Recovery retry of terminal-state API call failed",
+)
 # The import check's log; what comes of the check is told by whoever asked for it.
 _IMPORTING = "airflow.dag_processing."
 

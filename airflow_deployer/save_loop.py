@@ -38,8 +38,8 @@ _WRITING_NS = 20_000_000
 # What takes longer than this is told, and given up when the next save comes.
 _PATIENCE = 2.0
 _PATHS_SHOWN = 3
-# Where the pod keeps staged content; what follows is the path in the project.
-_STAGED = re.compile(r"/home/airflow/content/[^/]+/[^/]+/")
+# Where the pod keeps content, staged and live; what follows is the path in the project.
+_VERSION_FOLDER = re.compile(r"/home/airflow/content/[^/]+/[^/]+/")
 
 
 class View(Protocol):
@@ -372,7 +372,7 @@ class SaveLoop:
             "\n".join(self._findings),
             mark="x",
             details=[
-                *(_STAGED.sub("", line) for line in only),
+                *map(in_project, only),
                 *([f"next: {report.hint}"] if report.hint else []),
                 "the last good content stays live",
             ],
@@ -415,6 +415,11 @@ class SaveLoop:
             live=self._live_id,
             permanent=permanent,
         )
+
+
+def in_project(text: str) -> str:
+    """The text with paths in the pod's content as they are in the project."""
+    return _VERSION_FOLDER.sub("", text)
 
 
 def changed_paths(before: ProjectContent | None, after: ProjectContent) -> list[str]:

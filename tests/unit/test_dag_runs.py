@@ -98,6 +98,13 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+FRAMES = (
+    "/opt/airflow/lib/python3.13/site-packages/airflow/sdk/execution_time/task_runner.py:1579 in run",
+    "/home/airflow/content/versions/f892a77d2e54/dags/orders.py:3 in load",
+    "KeyError: 'x'",
+)
+
+
 def line(text: str, level: str = "info", error: tuple[str, ...] = ()) -> TaskLogEntry:
     return TaskLogEntry(text, level, error)
 
@@ -134,7 +141,7 @@ def test_a_paused_dag_is_unpaused_and_run_with_its_logs(monkeypatch: pytest.Monk
     ]
     with running(airflow, "orders") as (_, seen):
         until(lambda: len(seen.lines) == 2)
-        airflow.logs["load"].append(line("Boom", "error", ("dags/orders.py:3 in load", "KeyError: 'x'")))
+        airflow.logs["load"].append(line("Boom", "error", FRAMES))
         airflow.tries = [TaskTry("load", 3, "failed", 1, 1.25)]
         airflow.state = "failed"
         until(lambda: "run_ended" in seen.kinds)
