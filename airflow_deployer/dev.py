@@ -131,7 +131,7 @@ async def _follow(
             connect=lambda: ContentChannel(api, names),
             still_there=lambda: _still_there(api, session),
             on_live=rerun.start if rerun is not None else lambda: None,
-            how_to_replace="press r" if listening else "run deployer up",
+            how_to_replace="press r" if listening else "end this and start deployer dev again",
         )
         paths = settings.project
         console.event(
