@@ -653,7 +653,7 @@ def _verify(
             timeout=60.0,
             step=step,
         )
-        step.done(f"{', '.join(verified.components)} healthy, {verified.dags} DAGs")
+        step.done(f"{', '.join(verified.components)} healthy, {verified.dags} DAG{'s' * (verified.dags != 1)}")
     return verified
 
 

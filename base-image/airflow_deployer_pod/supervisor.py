@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from airflow_deployer_pod.airflow_database import libpq_url
 from airflow_deployer_pod.content_store import CONTENT_FOLDER, IMAGE_FOLDER, ContentError, Store
 from airflow_deployer_pod.parent import CHECK_SOCKET, Link
 
@@ -244,11 +245,6 @@ def classify_schema(recorded: Collection[str], known: SchemaRevisions) -> Schema
     if frozenset(recorded) <= known.revisions:
         return "behind"
     return "unknown"
-
-
-def libpq_url(sqlalchemy_url: str) -> str:
-    """Turn SQLAlchemy's `postgresql+psycopg2://...` into the URL that Postgres' own library takes."""
-    return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", sqlalchemy_url.strip())
 
 
 def connect(url: str) -> Any:

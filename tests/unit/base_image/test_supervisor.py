@@ -54,21 +54,6 @@ def test_the_revisions_are_read_from_the_file_of_the_build(supervisor: Any, tmp_
     )
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        (
-            "postgresql+psycopg2://airflow:a%2Fb@localhost:5432/airflow\n",
-            "postgresql://airflow:a%2Fb@localhost:5432/airflow",
-        ),
-        ("postgres+asyncpg://localhost/x", "postgres://localhost/x"),
-        ("postgresql://localhost/x", "postgresql://localhost/x"),
-    ],
-)
-def test_the_database_url_loses_the_driver(supervisor: Any, url: str, expected: str) -> None:
-    assert supervisor.libpq_url(url) == expected
-
-
 def test_every_unhealthy_component_is_named(supervisor: Any) -> None:
     assert supervisor.missing_components(HEALTHY) == []
     # As Airflow 3.3 reports it shortly after a start, and while the database is away.
