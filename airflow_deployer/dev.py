@@ -102,7 +102,7 @@ async def _follow(
     load: Callable[[], Settings],
     console: Console,
     config_file: Path | None,
-    run: str | None,
+    target: str | None,
 ) -> Wish:
     """Watch, sync and show logs until the user wants an end or a new pod."""
     from airflow_deployer.content_sync import ContentChannel
@@ -121,7 +121,7 @@ async def _follow(
         watch = await stack.enter_async_context(
             Watch(project, settings.project, config_file, lambda text: console.event("watch", text, mark="!"))
         )
-        rerun = stack.enter_context(_rerun(session, run, console)) if run is not None else None
+        rerun = stack.enter_context(_rerun(session, target, console)) if target is not None else None
         loop = SaveLoop(
             project,
             deployed,
@@ -141,7 +141,7 @@ async def _follow(
             + "Ctrl-C ends this and leaves Airflow running",
             mark=">",
         )
-        logs = (_show_log(api, session, name, console, with_run=run is not None) for name in _CONTAINERS)
+        logs = (_show_log(api, session, name, console, with_run=target is not None) for name in _CONTAINERS)
         tasks = [loop.follow(watch), *logs]
         wish = await _first(wishes, [asyncio.ensure_future(task) for task in tasks])
     if wish == "end":
