@@ -267,6 +267,8 @@ class Proxy:
         with near, socket.create_connection(self._target) as far:
             pair = (near, far)
             self._connections.append(pair)
+            if self.refusing:
+                self.cut()  # this one was on its way when the others were cut
             upward = threading.Thread(target=self._pump, args=pair, daemon=True)
             upward.start()
             self._pump(far, near)
