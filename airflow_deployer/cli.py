@@ -234,7 +234,7 @@ def up(
     change replaces the pod after its running tasks have ended. Safe to repeat: what is there already is left alone. The
     volume with the database is never touched.
     """
-    from airflow_deployer import deploy
+    from airflow_deployer import deploy, foreground_forward
 
     options: Globals = ctx.obj
     settings = options.settings(port_forward__port=port)
@@ -253,7 +253,7 @@ def up(
     options.console.result(report.document(), report.lines())
     deploy.complain_of_import_errors(report)
     if foreground:
-        deploy.forward_in_foreground(settings, options.console)
+        foreground_forward.forward_in_foreground(settings, options.console)
 
 
 @app.command(epilog=_examples("deployer dev", "deployer dev --run orders", "deployer dev --run orders.load -o json"))
@@ -281,10 +281,10 @@ def sync(ctx: typer.Context) -> None:
 
     Running tasks finish on the code that they began with. The content survives restarts; `up` puts it into an image.
     """
-    from airflow_deployer import deploy
+    from airflow_deployer import deploy, single_sync
 
     options: Globals = ctx.obj
-    report = deploy.sync(options.project, options.settings(), options.console)
+    report = single_sync.sync(options.project, options.settings(), options.console)
     options.console.result(report.document(), report.lines())
     deploy.complain_of_import_errors(report)
 
@@ -301,17 +301,17 @@ def down(
 
     The next `up` finds the database as it was. The namespace is never deleted.
     """
-    from airflow_deployer import deploy
+    from airflow_deployer import connection, teardown
 
     options: Globals = ctx.obj
     settings = options.settings()
-    session = deploy.connect(settings)
+    session = connection.connect(settings)
     if purge and not yes:
         _confirm(
             f"Delete the database, the task logs and the Secret of {session.names.name!r} in namespace "
             f"{session.names.namespace!r} (context {session.context.name!r}) for good?"
         )
-    report = deploy.down(session, options.console, purge=purge)
+    report = teardown.down(session, options.console, purge=purge)
     options.console.result(report.document(), report.lines())
 
 
@@ -325,15 +325,15 @@ def port_forward_command(
     stop: Annotated[bool, typer.Option("--stop", help="End the forward that runs in the background.")] = False,
 ) -> None:
     """Forward a local port to Airflow until Ctrl-C; pods may come and go meanwhile."""
-    from airflow_deployer import deploy
+    from airflow_deployer import foreground_forward
 
     options: Globals = ctx.obj
     settings = options.settings(port_forward__port=port)
     if stop:
-        ended = deploy.stop_forward(settings)
+        ended = foreground_forward.stop_forward(settings)
         options.console.result({"stopped": ended}, [("forward", "stopped" if ended else "none was running")])
         return
-    deploy.forward_in_foreground(settings, options.console)
+    foreground_forward.forward_in_foreground(settings, options.console)
 
 
 @app.command(epilog=_examples("deployer status", "deployer status -o json", "deployer status --show-password"))
@@ -347,10 +347,10 @@ def status(
 
     Exits with 1 when something is deployed but not healthy, or nothing is deployed.
     """
-    from airflow_deployer import deploy
+    from airflow_deployer import inspection
 
     options: Globals = ctx.obj
-    report = deploy.status(options.settings(), show_password=show_password)
+    report = inspection.status(options.settings(), show_password=show_password)
     options.console.result(report.document(), report.lines())
     if not report.healthy:
         raise typer.Exit(EXIT_FAILED)

@@ -1,4 +1,4 @@
-"""The commands on a Deployment as lists of steps: up, down, sync, status, render, and the forward in the foreground.
+"""`deployer up` as a list of steps, and `deployer render`, which shows what it would apply.
 
 Everything here composes; what a step does stands in the module of its name. Progress goes to a `Progress`, results
 come back as `reports`.
@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow_deployer import (
-    airflow_settings,
     credentials,
     diagnosis,
     draining,
     image_pull,
     images,
-    kube_context,
     lease,
     manifests,
     objects,
@@ -31,66 +29,32 @@ from airflow_deployer import (
     verification,
 )
 from airflow_deployer.cluster import (
-    CLAIM,
-    CONFIG_MAP,
-    EVENT,
-    LEASE,
-    NAMESPACE,
     POD,
-    SECRET,
-    SERVICE,
     STATEFUL_SET,
     ApiError,
-    Cluster,
     Object,
 )
 from airflow_deployer.config import Settings
+from airflow_deployer.connection import Session, airflow_url, connect, deployed_image, live_content, local_hosting
 from airflow_deployer.content import ProjectContent, read_project
-from airflow_deployer.errors import AirflowError, DeployerError, ForwardError, RolloutError
+from airflow_deployer.errors import AirflowError, ForwardError
 from airflow_deployer.gate import GateReport
 from airflow_deployer.images import Engine, ImagePlan
-from airflow_deployer.kube_context import KubeContext
-from airflow_deployer.manifests import Image, Names
+from airflow_deployer.manifests import Image
 from airflow_deployer.progress import Progress, Step
 from airflow_deployer.registry import (
-    MIRROR_ANNOTATION,
-    LocalRegistryHosting,
     Registry,
     RegistryAddress,
     choose_registry,
-    parse_local_registry_hosting,
     public_image,
     pull_secret_data,
 )
-from airflow_deployer.reports import ContainerReport, DownReport, StatusReport, SyncReport, UpReport
+from airflow_deployer.reports import SyncReport, UpReport
 
 if TYPE_CHECKING:
     from airflow_deployer.content_sync import Live
     from airflow_deployer.draining import RunningTask
     from airflow_deployer.hot_deploy import HotDeploy
-
-
-@dataclass(frozen=True)
-class Session:
-    """A run's pinned context, its API server and the names of what it works on."""
-
-    settings: Settings
-    context: KubeContext
-    cluster: Cluster
-    names: Names
-
-    @property
-    def target(self) -> Any:
-        """Where the forward leads."""
-        from airflow_deployer.port_forward import Target
-
-        return Target(
-            context=self.context.name,
-            namespace=self.names.namespace,
-            name=self.names.name,
-            port=airflow_settings.API_PORT,
-            kubeconfig=self.context.kubeconfig,
-        )
 
 
 @dataclass
@@ -124,14 +88,6 @@ class _Stopwatch:
             yield
         finally:
             self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - began
-
-
-def connect(settings: Settings) -> Session:
-    """Choose the context, guard it, and load its credentials; nothing is asked of the API server yet."""
-    context = kube_context.resolve(settings.context)
-    kube_context.guard(context, on_purpose=settings.context_on_purpose)
-    names = Names(settings.name, settings.namespace or context.namespace or "default")
-    return Session(settings, context, Cluster(context), names)
 
 
 @dataclass(frozen=True)
@@ -226,16 +182,13 @@ def complain_of_import_errors(report: UpReport | SyncReport) -> None:
         )
 
 
-# -- the steps of up ------------------------------------------------------------------------------------------------
-
-
 def _preflight(session: Session, engine: Engine, *, check_port: bool) -> _Found:
     cluster, names, settings = session.cluster, session.names, session.settings
     # Asked alone first: every other check would tell the same when the API server cannot be reached.
     cluster.version()
 
     def registry() -> tuple[RegistryAddress, str | None]:
-        hosting, mirror = _local_hosting(session)
+        hosting, mirror = local_hosting(session)
         address = choose_registry(settings.images, hosting)
         Registry(address.push).ping()
         return address, settings.images.mirror or mirror
@@ -254,7 +207,7 @@ def _preflight(session: Session, engine: Engine, *, check_port: bool) -> _Found:
         platform=lambda: preflight.node_platform(cluster),
         live=lambda: cluster.get(STATEFUL_SET, names.namespace, names.name),
         pod=lambda: cluster.get(POD, names.namespace, names.pod),
-        live_content=lambda: _live_content(session),
+        live_content=lambda: live_content(session),
         port=port,
     )
     address, mirror = found["registry"]
@@ -267,31 +220,6 @@ def _preflight(session: Session, engine: Engine, *, check_port: bool) -> _Found:
         pod=found["pod"],
         live_content=(found["live_content"] or {}).get("live"),
     )
-
-
-def _live_content(session: Session) -> Object | None:
-    """What the supervisor says of the DAG content, where the API server lets us ask it directly."""
-    return session.cluster.pod_document(
-        session.names.namespace, session.names.pod, manifests.PROBE_PORT, manifests.CONTENT_PATH
-    )
-
-
-def _local_hosting(session: Session) -> tuple[LocalRegistryHosting | None, str | None]:
-    """What the cluster announces of its registry (KEP-1755), trusted for local contexts only.
-
-    The annotation says that the registry holds the public images as well, as our own cluster's does.
-    """
-    if not session.context.looks_local:
-        return None, None
-    try:
-        announced = session.cluster.get(CONFIG_MAP, "kube-public", "local-registry-hosting")
-    except ApiError:
-        return None, None
-    text = ((announced or {}).get("data") or {}).get("localRegistryHosting.v1")
-    if announced is None or text is None:
-        return None, None
-    mirror = (announced["metadata"].get("annotations") or {}).get(MIRROR_ANNOTATION)
-    return parse_local_registry_hosting(text), mirror
 
 
 def _check_port(session: Session) -> None:
@@ -315,7 +243,7 @@ def _plan(session: Session, content: ProjectContent, found: _Found) -> tuple[Ima
     """
     settings = _with_mirror(session.settings, found.mirror)
     plan = images.plan_images(settings, content, found.registry, found.platform)
-    deployed = _deployed_image(found.live)
+    deployed = deployed_image(found.live)
     prefix = f"{found.registry.pull}/{plan.dag_repository}@"
     if deployed and deployed.image_id == plan.dag_tag and deployed.reference.startswith(prefix):
         return plan, deployed
@@ -352,7 +280,7 @@ def _hot_deploy(
     ):
         yield None
         return
-    deployed = _deployed_image(found.live)
+    deployed = deployed_image(found.live)
     if present is not None and present == deployed and found.live_content == plan.content.content_id:
         yield None
         return
@@ -402,7 +330,7 @@ def _publish(
     registry = Registry(plan.address.push)
     base = images.ensure_base_image(engine, registry, plan, progress)
     dag_image = images.ensure_dag_image(engine, registry, plan, base, session.settings, progress, check)
-    image = _new_image(session, plan, dag_image.ref.deployed, _deployed_image(found.live))
+    image = _new_image(session, plan, dag_image.ref.deployed, deployed_image(found.live))
     return _published(image, dag_image.report, progress)
 
 
@@ -421,26 +349,6 @@ def _with_mirror(settings: Settings, mirror: str | None) -> Settings:
     import msgspec
 
     return msgspec.structs.replace(settings, images=msgspec.structs.replace(settings.images, mirror=mirror))
-
-
-def _deployed_image(live: Object | None) -> Image | None:
-    if live is None:
-        return None
-    annotations = live["metadata"].get("annotations") or {}
-    containers = live["spec"]["template"]["spec"]["containers"]
-    reference = next((item["image"] for item in containers if item["name"] == "airflow"), "")
-    if not {manifests.CONTENT_ID, manifests.IMAGE_ID} <= set(annotations):
-        return None
-    template = live["spec"]["template"]
-    airflow: Object = next((item for item in containers if item["name"] == "airflow"), {})
-    variables = {item["name"]: item.get("value", "") for item in airflow.get("env", [])}
-    return Image(
-        reference,
-        annotations[manifests.CONTENT_ID],
-        annotations[manifests.IMAGE_ID],
-        (template["metadata"].get("annotations") or {}).get(manifests.RUNTIME_ID, ""),
-        int(variables.get(manifests.DEPLOYED_AT) or 0),
-    )
 
 
 def _apply(
@@ -623,18 +531,6 @@ def _ensure_forward(session: Session) -> str:
     return background_forward.ensure(session.target, port=session.settings.port_forward.port).url
 
 
-@contextmanager
-def _airflow_url(session: Session, url: str | None) -> Iterator[str]:
-    """The URL of a forward that runs, or of one for the time of the block."""
-    if url is not None:
-        yield url
-        return
-    from airflow_deployer.port_forward import forwarded
-
-    with forwarded(session.target) as port:
-        yield f"http://127.0.0.1:{port}"
-
-
 def _verify(
     session: Session,
     url: str | None,
@@ -643,7 +539,7 @@ def _verify(
     expected: frozenset[str] | None,
     progress: Progress,
 ) -> verification.Verified:
-    with progress.step("Airflow") as step, _airflow_url(session, url) as address:
+    with progress.step("Airflow") as step, airflow_url(session, url) as address:
         verified = verification.verify(
             address,
             user=credentials.ADMIN_USER,
@@ -665,236 +561,6 @@ def _started_at(pod: Object) -> str:
     return ""
 
 
-# -- the other commands ---------------------------------------------------------------------------------------------
-
-
-def down(session: Session, progress: Progress, *, purge: bool) -> DownReport:
-    """Remove what `up` made and wait until it is gone; the volume and the Secret only with `purge`."""
-    from airflow_deployer import background_forward
-
-    cluster, names, timeouts = session.cluster, session.names, session.settings.timeouts
-    removed: list[str] = []
-    cluster.version()
-    if not _namespace_there(session):
-        return DownReport(session.context.name, names.namespace, names.name, (), ())
-    with lease.held(cluster, names.namespace, names.lease, labels=names.labels, doing="down"):
-        if background_forward.stop(session.target):
-            removed.append("port-forward")
-        with progress.step("StatefulSet and pod") as step:
-            pod = cluster.get(POD, names.namespace, names.pod)
-            stateful_set = cluster.get(STATEFUL_SET, names.namespace, names.name)
-            if cluster.delete(STATEFUL_SET, names.namespace, names.name):
-                removed.append(f"StatefulSet {names.name}")
-            if stateful_set is not None:
-                rollout.wait_deleted(
-                    cluster,
-                    names.namespace,
-                    STATEFUL_SET,
-                    names.name,
-                    uid=stateful_set["metadata"]["uid"],
-                    timeout=timeouts.delete,
-                    step=step,
-                )
-            if pod is not None and _is_ours(pod, names):
-                # The garbage collector would get to it; asking starts the graceful stop at once.
-                cluster.delete(POD, names.namespace, names.pod, uid=pod["metadata"]["uid"])
-                rollout.wait_deleted(
-                    cluster,
-                    names.namespace,
-                    POD,
-                    names.pod,
-                    uid=pod["metadata"]["uid"],
-                    timeout=timeouts.delete + manifests.grace_seconds(pod),
-                    step=step,
-                )
-                removed.append(f"pod {names.pod}")
-        with progress.step("Service and registry login"):
-            if cluster.delete(SERVICE, names.namespace, names.name):
-                removed.append(f"Service {names.name}")
-            if cluster.delete(SECRET, names.namespace, names.pull_secret):
-                removed.append(f"Secret {names.pull_secret}")
-        if purge:
-            with progress.step("Volume and Secret") as step:
-                claim = cluster.get(CLAIM, names.namespace, names.claim)
-                if claim is not None and cluster.delete(CLAIM, names.namespace, names.claim):
-                    rollout.wait_deleted(
-                        cluster,
-                        names.namespace,
-                        CLAIM,
-                        names.claim,
-                        uid=claim["metadata"]["uid"],
-                        timeout=timeouts.delete,
-                        step=step,
-                    )
-                    removed.append(f"volume {names.claim}")
-                # Last: as long as the volume is there, it is the only key to it.
-                if cluster.delete(SECRET, names.namespace, names.secret):
-                    removed.append(f"Secret {names.secret}")
-        kept = [
-            what
-            for what, kind, name in (("volume", CLAIM, names.claim), ("Secret", SECRET, names.secret))
-            if cluster.get(kind, names.namespace, name) is not None
-            for what in [f"{what} {name}"]
-        ]
-    cluster.delete(LEASE, names.namespace, names.lease)
-    return DownReport(session.context.name, names.namespace, names.name, tuple(removed), tuple(kept))
-
-
-def _namespace_there(session: Session) -> bool:
-    try:
-        return session.cluster.get(NAMESPACE, None, session.names.namespace) is not None
-    except ApiError as error:
-        if error.status == 403:
-            return True
-        raise
-
-
-def _is_ours(pod: Object, names: Names) -> bool:
-    labels = pod["metadata"].get("labels") or {}
-    return all(labels.get(key) == value for key, value in names.selector.items())
-
-
-def sync(project: Path, settings: Settings, progress: Progress) -> SyncReport:
-    """Bring the project's DAG content into the running pod, once; its image stays as it is.
-
-    Raises:
-        RolloutError: there is no ready pod.
-        GateError: the DAGs do not import; what was live stays live.
-        SyncError: the pod cannot take the content.
-    """
-    from airflow_deployer import content_sync
-
-    content = read_project(project, settings.project)
-    session = connect(settings)
-    cluster, names = session.cluster, session.names
-    pod = cluster.get(POD, names.namespace, names.pod)
-    found = diagnosis.diagnose(pod, stateful_set=names.name)
-    if pod is None or not found.ready:
-        raise RolloutError(
-            f"Cannot sync to {names.name} in namespace {names.namespace!r}: {found.summary.rstrip('.')}.",
-            hint="deployer up   deploys it",
-        )
-    with lease.held(cluster, names.namespace, names.lease, labels=names.labels, doing="sync"):
-        with progress.step("Sync") as step:
-            result = content_sync.sync_once(session.context, names, content, on_event=step.update)
-            step.done(f"live after {result.live_seconds:.2f} s" if result.changed else "nothing to do")
-        deployed = _deployed_image(cluster.get(STATEFUL_SET, names.namespace, names.name))
-    return SyncReport(
-        context=session.context.name,
-        namespace=names.namespace,
-        name=names.name,
-        content_id=result.live_id,
-        changed=result.changed,
-        seconds={
-            "stage": result.stage_seconds,
-            "check": result.check_seconds,
-            "live": result.live_seconds,
-        },
-        parsed=result.parsed,
-        import_errors=result.import_errors,
-        in_image=deployed is not None and deployed.content_id == result.live_id,
-    )
-
-
-def status(settings: Settings, *, show_password: bool) -> StatusReport:
-    """Look at everything without changing anything."""
-    session = connect(settings)
-    cluster, names = session.cluster, session.names
-    reads: dict[str, Callable[[], Any]] = {
-        "stateful_set": lambda: cluster.get(STATEFUL_SET, names.namespace, names.name),
-        "pod": lambda: cluster.get(POD, names.namespace, names.pod),
-        "claim": lambda: cluster.get(CLAIM, names.namespace, names.claim),
-        "secret": lambda: cluster.get(SECRET, names.namespace, names.secret),
-        "content": lambda: _live_content(session),
-    }
-    with ThreadPoolExecutor(max_workers=len(reads)) as pool:
-        futures = {name: pool.submit(read) for name, read in reads.items()}
-    seen = {name: future.result() for name, future in futures.items()}
-    where: dict[str, Any] = {
-        "context": session.context.name,
-        "namespace": names.namespace,
-        "name": names.name,
-        "volume": _volume(names, seen["claim"]),
-    }
-    if seen["stateful_set"] is None:
-        return StatusReport(deployed=False, **where)
-    image = _deployed_image(seen["stateful_set"])
-    found = diagnosis.diagnose(
-        seen["pod"], claim=seen["claim"], events=_events(session, seen["pod"]), stateful_set=names.name
-    )
-    secret = credentials.decode((seen["secret"] or {}).get("data") or {})
-    forward = _running_forward(session)
-    reported: dict[str, Any] = where | {
-        "deployed": True,
-        "ready": found.ready,
-        "problem": found.summary if not found.ready else "",
-        "image": image.reference if image else "",
-        "content_id": image.content_id if image else "",
-        "live_content_id": (seen["content"] or {}).get("live") or None,
-        "airflow_version": seen["stateful_set"]["metadata"]["labels"].get("app.kubernetes.io/version", ""),
-        "containers": _containers(seen["pod"]),
-        "url": forward,
-        "login": credentials.ADMIN_USER,
-        "password": secret.get(credentials.ADMIN_PASSWORD) if show_password else None,
-    }
-    if found.ready and credentials.ADMIN_PASSWORD in secret:
-        try:
-            with _airflow_url(session, forward) as address:
-                now = verification.look(
-                    address, user=credentials.ADMIN_USER, password=secret[credentials.ADMIN_PASSWORD]
-                )
-            reported |= {"components": now.components, "dags": now.dags, "import_errors": now.import_errors}
-            sick = [name for name, state in now.components.items() if state != "healthy"]
-            if sick:
-                reported["problem"] = f"Airflow says that {', '.join(sick)} is not healthy"
-        except DeployerError as error:
-            reported |= {"ready": False, "problem": error.message}
-    return StatusReport(**reported)
-
-
-def _events(session: Session, pod: Object | None) -> list[Object]:
-    if pod is not None and diagnosis.diagnose(pod).ready:
-        return []
-    items: list[Object] = session.cluster.list_objects(EVENT, session.names.namespace)["items"]
-    names = {session.names.pod, session.names.claim, session.names.name}
-    return [event for event in items if event.get("involvedObject", {}).get("name") in names]
-
-
-def _containers(pod: Object | None) -> tuple[ContainerReport, ...]:
-    reports = []
-    for container in ((pod or {}).get("status") or {}).get("containerStatuses", []):
-        state = container.get("state") or {}
-        kind = next(iter(state), "waiting")
-        reason = (state.get(kind) or {}).get("reason")
-        text = reason or ("ready" if container.get("ready") else f"{kind}, not ready")
-        reports.append(
-            ContainerReport(
-                name=container["name"],
-                image=container["image"],
-                ready=bool(container.get("ready")),
-                restarts=int(container.get("restartCount", 0)),
-                state=text,
-            )
-        )
-    return tuple(reports)
-
-
-def _volume(names: Names, claim: Object | None) -> str:
-    if claim is None:
-        return ""
-    state = claim.get("status", {})
-    size = (state.get("capacity") or claim["spec"]["resources"]["requests"]).get("storage", "?")
-    storage_class = claim["spec"].get("storageClassName") or "no class"
-    return f"{names.claim}, {size}, {str(state.get('phase', '')).lower()}, StorageClass {storage_class}"
-
-
-def _running_forward(session: Session) -> str | None:
-    from airflow_deployer import background_forward
-
-    state = background_forward.find(session.target)
-    return state.url if state else None
-
-
 def render(project: Path, settings: Settings, progress: Progress) -> list[Object]:
     """Make the objects that `up` would apply, with blank secrets.
 
@@ -902,7 +568,7 @@ def render(project: Path, settings: Settings, progress: Progress) -> list[Object
     """
     content = read_project(project, settings.project)
     session = connect(settings)
-    hosting, mirror = _local_hosting(session)
+    hosting, mirror = local_hosting(session)
     found = _Found(
         registry=choose_registry(settings.images, hosting),
         mirror=settings.images.mirror or mirror,
@@ -911,7 +577,7 @@ def render(project: Path, settings: Settings, progress: Progress) -> list[Object
         live=session.cluster.get(STATEFUL_SET, session.names.namespace, session.names.name),
     )
     plan = images.plan_images(_with_mirror(settings, found.mirror), content, found.registry, found.platform)
-    image = _deployed_image(found.live)
+    image = deployed_image(found.live)
     if image is None or image.image_id != plan.dag_tag:
         existing = images.find_dag_image(Registry(found.registry.push), plan)
         reference = existing.deployed if existing else f"{found.registry.pull}/{plan.dag_repository}:{plan.dag_tag}"
@@ -924,34 +590,3 @@ def render(project: Path, settings: Settings, progress: Progress) -> list[Object
         if body["kind"] == "Secret":
             body["data"] = dict.fromkeys(body["data"], "")
     return bodies
-
-
-def forward_in_foreground(settings: Settings, progress: Progress) -> None:
-    """Hold the forward in this process until Ctrl-C; an own one in the background is replaced by it."""
-    import asyncio
-
-    from airflow_deployer import background_forward, port_forward
-
-    session = connect(settings)
-    background_forward.stop(session.target)
-    port = settings.port_forward.port
-
-    async def hold() -> None:
-        await port_forward.serve(
-            session.target,
-            port=port,
-            on_ready=lambda local: progress.info(
-                f"forwarding http://localhost:{local} to {session.target}; Ctrl-C ends it"
-            ),
-            stop=asyncio.Event(),
-            log=progress.info,
-        )
-
-    asyncio.run(hold())
-
-
-def stop_forward(settings: Settings) -> bool:
-    """End the forward in the background; False when none was running."""
-    from airflow_deployer import background_forward
-
-    return background_forward.stop(connect(settings).target)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_deployer import background_forward, credentials, deploy, keyboard, lease, objects, preflight
 from airflow_deployer.config import Settings
+from airflow_deployer.connection import Session, connect
 from airflow_deployer.content import ProjectContent, read_project
-from airflow_deployer.deploy import Session
 from airflow_deployer.errors import ClusterError, ConfigurationError, DeployerError
 from airflow_deployer.save_loop import SaveLoop
 from airflow_deployer.watching import Watch
@@ -52,7 +52,7 @@ def run(
         DeployerError: the project cannot be deployed.
     """
     settings = load()
-    session = deploy.connect(settings)
+    session = connect(settings)
     names = session.names
     if not preflight.check_namespace(session.cluster, names.namespace):
         objects.ensure_namespace(session.cluster, names.namespace)
@@ -63,7 +63,7 @@ def run(
             try:
                 settings = _same_place(session.settings, load())
                 content = _deploy(project, settings, console)
-                session = deploy.connect(settings)
+                session = connect(settings)
             except DeployerError as error:
                 # The pod that runs goes on running; the loop tells again what it lacks.
                 console.error(error)
