@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from airflow_deployer.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     import aiohttp
 
@@ -155,6 +155,39 @@ class ApiServer:
                 metadata = (await response.json(content_type=None))["metadata"]
                 return None if metadata.get("deletionTimestamp") else str(metadata["uid"])
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError) as error:
+            raise UnavailableError(f"the API server cannot be reached: {cause(error)}") from error
+
+    @contextlib.asynccontextmanager
+    async def get(
+        self, path: str, query: Sequence[tuple[str, str]], silence: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Read something of a pod, for the time of the block.
+
+        Args:
+            silence: seconds after which an answer that brings nothing counts as broken off.
+
+        Raises:
+            UnavailableError: no answer, or no such pod.
+            RefusedError: these credentials may not.
+        """
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence)
+        url = f"{self._server}{path}?{urlencode(query)}"
+        loads = self._loads
+        try:
+            async with self._session.get(url, timeout=timeout, **self._request) as response:
+                if response.status == 401:
+                    await self._reload(loads)
+                    raise UnavailableError("the API server does not accept the credentials (401)")
+                if response.status == 403:
+                    raise RefusedError("forbidden (403): it takes the verb get on pods and pods/log")
+                if response.status >= 400:
+                    raise UnavailableError(
+                        "there is no such pod" if response.status == 404 else f"not now (HTTP {response.status})"
+                    )
+                yield response
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             raise UnavailableError(f"the API server cannot be reached: {cause(error)}") from error
 
     async def open_stream(

@@ -56,8 +56,7 @@ def run(
     names = session.names
     if not preflight.check_namespace(session.cluster, names.namespace):
         objects.ensure_namespace(session.cluster, names.namespace)
-    # With a dot, which no name of another deployment can have.
-    with lease.held(session.cluster, names.namespace, f"{names.lease}.dev", labels=names.labels, doing="dev"):
+    with lease.held(session.cluster, names.namespace, names.dev_lease, labels=names.labels, doing="dev"):
         content = _deploy(project, settings, console)
         while asyncio.run(_follow(project, session, content, load, console, config_file, rerun)) == "replace":
             try:

@@ -85,6 +85,11 @@ class Names:
         return f"{MANAGED_BY}-{self.name}"
 
     @property
+    def dev_lease(self) -> str:
+        """The lock of `deployer dev`; with a dot, which no name of another deployment can have."""
+        return f"{self.lease}.dev"
+
+    @property
     def pull_pod(self) -> str:
         """The short-lived pod that has the node pull an image."""
         return f"{self.name}-image-pull"

@@ -7,19 +7,18 @@ https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#g
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
-from airflow_deployer.api_streams import ApiServer, RefusedError, UnavailableError, cause
+from airflow_deployer.api_streams import ApiServer, UnavailableError
 
 if TYPE_CHECKING:
-    import aiohttp
+    pass
 
 # A log that stays silent for so long is asked for again: that is how a connection that died with the laptop's sleep is
 # noticed, and it costs nothing where it had not.
@@ -139,7 +138,7 @@ class PodApi(ApiServer):
             UnavailableError: no answer, or no such pod.
             RefusedError: these credentials may not.
         """
-        async with self._get(_pod_path(namespace, pod), (), _ANSWER) as response:
+        async with self.get(_pod_path(namespace, pod), (), _ANSWER) as response:
             status = (await response.json()).get("status", {})
         found = (item for item in status.get("containerStatuses", []) if item["name"] == container)
         return next((item.get("containerID") for item in found), None)
@@ -159,7 +158,7 @@ class PodApi(ApiServer):
         path = _pod_path(namespace, pod) + "/log"
         query = [("container", container), ("follow", "true"), ("timestamps", "true"), *query]
         pending = b""
-        async with self._get(path, query, _SILENCE) as response:
+        async with self.get(path, query, _SILENCE) as response:
             async for chunk in response.content.iter_any():
                 *lines, pending = (pending + chunk).split(b"\n")
                 for line in lines:
@@ -169,30 +168,6 @@ class PodApi(ApiServer):
                     pending = b""
         if pending:
             yield pending.decode(errors="replace")
-
-    @contextlib.asynccontextmanager
-    async def _get(
-        self, path: str, query: Sequence[tuple[str, str]], silence: float
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence)
-        url = f"{self._server}{path}?{urlencode(query)}"
-        loads = self._loads
-        try:
-            async with self._session.get(url, timeout=timeout, **self._request) as response:
-                if response.status == 401:
-                    await self._reload(loads)
-                    raise UnavailableError("the API server does not accept the credentials (401)")
-                if response.status == 403:
-                    raise RefusedError("forbidden (403): it takes the verb get on pods and pods/log")
-                if response.status >= 400:
-                    raise UnavailableError(
-                        "there is no such pod" if response.status == 404 else f"not now (HTTP {response.status})"
-                    )
-                yield response
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise UnavailableError(f"the API server cannot be reached: {cause(error)}") from error
 
 
 def _pod_path(namespace: str, pod: str) -> str:

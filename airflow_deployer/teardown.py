@@ -78,7 +78,8 @@ def down(session: Session, progress: Progress, *, purge: bool) -> DownReport:
             if cluster.get(kind, names.namespace, name) is not None
             for what in [f"{what} {name}"]
         ]
-    cluster.delete(LEASE, names.namespace, names.lease)
+    for name in (names.lease, names.dev_lease):
+        cluster.delete(LEASE, names.namespace, name)
     return DownReport(session.context.name, names.namespace, names.name, tuple(removed), tuple(kept))
 
 
