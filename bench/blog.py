@@ -107,7 +107,7 @@ class Blog:
     def edit(self) -> str:
         """Save a new version of the edited DAG and return its description."""
         self.edits += 1
-        description = f"edit {self.edits}"
+        description = f"edit {self.edits} of {self.namespace}"
         (self.folder / "dags" / f"{EDITED}.py").write_text(dag_file(EDITED, description), encoding="utf-8")
         return description
 
@@ -139,7 +139,7 @@ class Blog:
         """Seconds from a saved new file through `kubectl cp` until Airflow has parsed it, `seconds` at most."""
         began = time.monotonic()
         self.edits += 1
-        dag_id, description = f"new_{self.edits}", f"new {self.edits}"
+        dag_id, description = f"new_{self.edits}", f"new {self.edits} of {self.namespace}"
         file = f"{dag_id}.py"
         (self.folder / "dags" / file).write_text(dag_file(dag_id, description), encoding="utf-8")
         self.copy(file)

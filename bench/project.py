@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
+import os
 import shutil
 import signal
 import socket
@@ -53,9 +53,8 @@ def write_include(folder: Path, *, megabytes: int) -> None:
     """Fill `folder/include` with files of one megabyte that do not compress."""
     include = folder / "include"
     include.mkdir()
-    source = random.Random(megabytes)  # noqa: S311 - data, not secrets
     for index in range(megabytes):
-        (include / f"table_{index:03}.bin").write_bytes(source.randbytes(1_000_000))
+        (include / f"table_{index:03}.bin").write_bytes(os.urandom(1_000_000))
 
 
 @dataclass
@@ -80,14 +79,15 @@ class Project:
     def edit(self) -> str:
         """Save a new version of the edited DAG and return its description."""
         self.edits += 1
-        description = f"edit {self.edits}"
+        # With the namespace: content of an earlier run would be in the registry already.
+        description = f"edit {self.edits} of {self.namespace}"
         (self.folder / "dags" / f"{EDITED}.py").write_text(dag_file(EDITED, description), encoding="utf-8")
         return description
 
     def add(self) -> tuple[str, str]:
         """Save a new DAG file and return its DAG's id and description."""
         self.edits += 1
-        dag_id, description = f"new_{self.edits}", f"new {self.edits}"
+        dag_id, description = f"new_{self.edits}", f"new {self.edits} of {self.namespace}"
         (self.folder / "dags" / f"{dag_id}.py").write_text(dag_file(dag_id, description), encoding="utf-8")
         return dag_id, description
 
