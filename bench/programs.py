@@ -95,7 +95,7 @@ class Kubectl:
             # A pod whose stop has begun keeps to its grace period, and the blog's bash uses it up: so the pods first.
             self("delete", "statefulset", "--all", "--cascade=orphan", namespace=name)
             self("delete", "pod", "--all", "--grace-period=1", namespace=name)
-            self("delete", "namespace", name, "--ignore-not-found")
+            self("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
 
 def environment(**variables: str) -> dict[str, str]:
