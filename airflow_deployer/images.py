@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,6 +40,11 @@ UNCHECKED_SUFFIX = ".unchecked"
 
 IMAGE_CONTENT = "/opt/airflow-deployer/content"
 """Where a DAG image holds the DAG content; the supervisor brings it to the volume."""
+
+STABLE_SUFFIX = ".stable"
+"""Behind the tag of an image that holds all but `dags/`; it is never pushed under that name."""
+
+_DAGS_STEP = f"COPY dags {IMAGE_CONTENT}/dags\n"
 
 IMPORT_CHECK = (
     "/opt/airflow/bin/python",
@@ -158,8 +163,8 @@ def plan_images(settings: Settings, content: ProjectContent, address: RegistryAd
         base_parent=parent,
         base_files=base_files,
         dag_repository=settings.dag_repository,
-        dag_tag=content.image_tag(dag_dockerfile(base_identity, content), platform),
-        runtime_id=content.runtime_id(dag_dockerfile(base_identity, content), platform),
+        dag_tag=content.image_tag(stable_dockerfile(base_identity, content) + _DAGS_STEP, platform),
+        runtime_id=content.runtime_id(runtime_dockerfile(base_identity, content), platform),
         content=content,
         ready_base=ready,
     )
@@ -224,11 +229,12 @@ def ensure_dag_image(
         return DagImage(found, report=None)
     name = f"{plan.address.push}/{plan.dag_repository}:{plan.dag_tag}{UNCHECKED_SUFFIX}"
     with progress.step("DAG image") as step:
+        below = _ensure_stable_image(engine, plan, base, step)
         image = engine.build(
             name,
-            _in_the_image(plan.content),
+            [file for file in plan.content.dag_files if not _is_included(file)],
             step,
-            dockerfile=dag_dockerfile(base.pinned, plan.content),
+            dockerfile=f"FROM {below}\n{_DAGS_STEP}",
             labels={
                 CONTENT_ID_LABEL: plan.content.content_id,
                 "org.opencontainers.image.title": f"Airflow deployment {settings.name}",
@@ -275,8 +281,8 @@ def check_imports(engine: Engine, image: str, settings: Settings, progress: Prog
     return report
 
 
-def dag_dockerfile(base: str, content: ProjectContent) -> str:
-    """The Dockerfile of a DAG image: what changes most often comes last.
+def runtime_dockerfile(base: str, content: ProjectContent) -> str:
+    """The beginning of a DAG image's Dockerfile: what is not DAG content.
 
     Args:
         base: the image that it is built on.
@@ -300,18 +306,38 @@ def dag_dockerfile(base: str, content: ProjectContent) -> str:
         ]
     if content.plugin_files:
         lines.append(f"COPY --chown={AIRFLOW_USER} plugins /home/airflow/plugins")
-    # One step, and owned by root: the running Airflow has a copy of its own on the volume.
-    lines.append(f"COPY content {IMAGE_CONTENT}")
     return "\n".join(lines) + "\n"
 
 
-def _in_the_image(content: ProjectContent) -> list[File]:
-    """The files of the build context: the DAG content in a folder of its own."""
-    return [
-        *(replace(file, path=f"content/{file.path}") for file in content.dag_files),
-        *content.plugin_files,
-        *([content.requirements] if content.requirements else []),
-    ]
+def stable_dockerfile(base: str, content: ProjectContent) -> str:
+    """The Dockerfile of everything but `dags/`, which is what changes from edit to edit.
+
+    DAG content is owned by root: the running Airflow has a copy of its own on the volume.
+    """
+    include = f"COPY include {IMAGE_CONTENT}/include\n" if any(map(_is_included, content.dag_files)) else ""
+    return runtime_dockerfile(base, content) + include
+
+
+def _ensure_stable_image(engine: Engine, plan: ImagePlan, base: ImageRef, step: Step) -> str:
+    """Have the image below `dags/` in the engine; return its name.
+
+    An image of its own, so that an edit of a DAG sends neither `include/` nor anything else to the engine again.
+    """
+    content = plan.content
+    files = [*filter(_is_included, content.dag_files), *content.plugin_files]
+    files += [content.requirements] if content.requirements else []
+    if not files:
+        return base.pinned
+    dockerfile = stable_dockerfile(base.pinned, content)
+    tag = files_id(files, dockerfile, plan.platform)[:CONTENT_TAG_LENGTH]
+    name = f"{plan.address.push}/{plan.dag_repository}:{tag}{STABLE_SUFFIX}"
+    if not engine.holds(name):
+        engine.build(name, files, step, dockerfile=dockerfile, labels={}, platform=plan.platform)
+    return name
+
+
+def _is_included(file: File) -> bool:
+    return file.path.startswith("include/")
 
 
 @dataclass(frozen=True)
@@ -392,6 +418,21 @@ class Engine:
                     if match := re.match(r"Step (\d+/\d+) : (.*)", text):
                         step.update(_shortened(f"{match[1]} {match[2]}"))
         return image
+
+    def holds(self, name: str) -> bool:
+        """Whether the engine holds an image of that name.
+
+        Raises:
+            DockerError: it cannot be asked.
+        """
+        from docker.errors import ImageNotFound
+
+        with _translated(f"look for {name}"):
+            try:
+                self._connected().images.get(name)
+            except ImageNotFound:
+                return False
+        return True
 
     def push(self, name: str, step: Step, cancelled: threading.Event | None = None) -> str | None:
         """Push an image and return its digest, if the engine tells it.

@@ -26,7 +26,8 @@ from airflow_deployer.images import (
     _Layers,
     _Log,
     _push_error,
-    dag_dockerfile,
+    runtime_dockerfile,
+    stable_dockerfile,
 )
 from airflow_deployer.images import plan_images as plan_images_for
 from airflow_deployer.registry import RegistryAddress
@@ -87,7 +88,15 @@ def test_the_base_images_context_is_there(content: ProjectContent) -> None:
 
 
 def test_the_dockerfile_of_dags_alone(content: ProjectContent) -> None:
-    assert dag_dockerfile("base", content) == "FROM base\nCOPY content /opt/airflow-deployer/content\n"
+    assert stable_dockerfile("base", content) == runtime_dockerfile("base", content) == "FROM base\n"
+
+
+def test_include_is_dag_content_and_does_not_change_the_runtime(content: ProjectContent) -> None:
+    more = replace(content, dag_files=(*content.dag_files, replace(content.dag_files[0], path="include/a.sql")))
+    assert plan(content).runtime_id == plan(more).runtime_id
+    assert plan(content).dag_tag != plan(more).dag_tag
+    with_plugin = replace(content, plugin_files=(replace(content.dag_files[0], path="plugins/p.py"),))
+    assert plan(content).runtime_id != plan(with_plugin).runtime_id
 
 
 def test_the_dockerfile_of_everything(content: ProjectContent) -> None:
@@ -98,14 +107,14 @@ def test_the_dockerfile_of_everything(content: ProjectContent) -> None:
         plugin_files=(replace(file, path="plugins/p.py"),),
         requirements=replace(file, path="requirements.txt"),
     )
-    lines = dag_dockerfile("base", everything).splitlines()
+    lines = stable_dockerfile("base", everything).splitlines()
     assert [line for line in lines if not line.startswith("RUN")] == [
         "FROM base",
         "USER 0:0",
         "COPY requirements.txt /tmp/requirements.txt",
         "USER 50000:50000",
         "COPY --chown=50000:50000 plugins /home/airflow/plugins",
-        "COPY content /opt/airflow-deployer/content",
+        "COPY include /opt/airflow-deployer/content/include",
     ]
 
 
