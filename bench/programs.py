@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_STOP_SECONDS = 4.0
+
 
 class ProgramError(Exception):
     """A program that a measurement needs has failed; the message has the cause in its first line, then all it said."""
@@ -93,8 +95,11 @@ class Kubectl:
             yield name
         finally:
             # A pod whose stop has begun keeps to its grace period, and the blog's bash uses it up: so the pods first.
+            # Their containers end within the pause; a kubelet may take a minute more to let go of their volumes.
             self("delete", "statefulset", "--all", "--cascade=orphan", namespace=name)
-            self("delete", "pod", "--all", "--grace-period=1", namespace=name)
+            self("delete", "pod", "--all", "--grace-period=1", "--wait=false", namespace=name)
+            time.sleep(_STOP_SECONDS)
+            self("delete", "pod", "--all", "--grace-period=0", "--force", namespace=name)
             self("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
 
