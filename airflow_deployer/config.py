@@ -409,7 +409,7 @@ class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
     ready: Annotated[Duration, _key("From the objects applied to a ready pod.")] = Duration(300)
     delete: Annotated[Duration, _key("For objects and pods to be gone.")] = Duration(120)
     import_check: Annotated[Duration, _key("For the import of all DAGs before they are deployed.")] = Duration(120)
-    live: Annotated[Duration, _key("From a switch of DAG content until Airflow has parsed it.")] = Duration(60)
+    live: Annotated[Duration, _key("For Airflow to parse the next file after a switch of DAG content.")] = Duration(60)
     drain: Annotated[
         Duration, _key("For running tasks to end before their pod is replaced; then they are cut off and start over.")
     ] = Duration(60)

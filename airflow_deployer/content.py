@@ -20,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from airflow_deployer.errors import ProjectError
+from airflow_deployer.errors import ChangedError, ProjectError
 
 if TYPE_CHECKING:
     from airflow_deployer.config import Project
@@ -262,7 +262,7 @@ def _add_file(archive: tarfile.TarFile, file: File) -> None:
     except OSError:
         unchanged = False
     if not unchanged:
-        raise ProjectError(
+        raise ChangedError(
             f"Cannot deploy {_shown(file.path)}: it changed while it was being read.", hint="Run the command again."
         )
 

@@ -182,7 +182,7 @@ class ContentChannel:
 
         Args:
             deployed_at: `manifests.Image.deployed_at` of the image that holds it; None when no image does yet.
-            timeout: seconds that Airflow gets.
+            timeout: seconds without any file being parsed after which it gives up.
         """
         await self._ask({"op": "switch", "deployed_at": deployed_at, "timeout": timeout}, "switched")
         self._base = content

@@ -13,7 +13,7 @@ from airflow_deployer import background_forward, credentials, deploy, keyboard, 
 from airflow_deployer.config import Settings
 from airflow_deployer.connection import Session, connect
 from airflow_deployer.content import ProjectContent, read_project
-from airflow_deployer.errors import ClusterError, ConfigurationError, DeployerError
+from airflow_deployer.errors import ChangedError, ClusterError, ConfigurationError, DeployerError, SyncError
 from airflow_deployer.save_loop import SaveLoop
 from airflow_deployer.watching import Watch
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _CONTAINERS = ("airflow", "postgres")
 _REPLACE_KEYS = "rR"
+_TORN_TRIES = 5
 # What a new pod cannot change: where it is.
 _PLACE = ("name", "namespace", "context")
 
@@ -70,8 +71,16 @@ def run(
 
 def _deploy(project: Path, settings: Settings, console: Console) -> ProjectContent:
     """Do what `deployer up` does; return what was deployed."""
-    content = read_project(project, settings.project)
-    report = deploy.up(project, settings, console, deploy.UpOptions())
+    for tries_left in reversed(range(_TORN_TRIES)):
+        content = read_project(project, settings.project)
+        try:
+            report = deploy.up(project, settings, console, deploy.UpOptions())
+            break
+        except (ChangedError, SyncError) as error:
+            # Who iterates saves while this is under way.
+            if not tries_left or (isinstance(error, SyncError) and error.kind != "invalid"):
+                raise
+            console.event("again", "a file was saved meanwhile; once more", mark="!")
     console.event(
         "deployed",
         f"Airflow {report.airflow_version} runs at {report.url} with {report.dags} DAG{'s' * (report.dags != 1)}",

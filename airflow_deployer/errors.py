@@ -40,6 +40,10 @@ class ProjectError(ConfigurationError):
     """The project folder is not something that can be deployed: no `dags/`, an empty one, an unreadable file."""
 
 
+class ChangedError(ProjectError):
+    """A file changed between being read and being sent; another try will do."""
+
+
 class DockerError(DeployerError):
     """The Docker Engine could not be reached, or a build or a push failed."""
 

@@ -66,13 +66,13 @@ class HotDeploy:
 
         Args:
             deployed_at: `manifests.Image.deployed_at` of the image that holds it.
-            timeout: seconds that Airflow gets.
+            timeout: seconds without any file being parsed after which it gives up.
 
         Raises:
             SyncError: it could not be switched, or Airflow did not parse it in time.
         """
         switching: Future[Live] = self._submit(self._switch(deployed_at, timeout))
-        return _result(switching, timeout + 10.0, "parsed the new content")
+        return _result(switching, None, "parsed the new content")
 
     async def _switch(self, deployed_at: int, timeout: float) -> Live:
         if self._prepared.result() is None or time.monotonic() - self._staged_at > _STAGED_SECONDS:
@@ -123,7 +123,7 @@ def begun(context: KubeContext, names: Names, content: ProjectContent) -> Iterat
             loop.close()
 
 
-def _result(future: Future[T], timeout: float, done: str) -> T:
+def _result(future: Future[T], timeout: float | None, done: str) -> T:
     from airflow_deployer.api_streams import RefusedError, UnavailableError
 
     try:

@@ -52,12 +52,13 @@ def verify(
     Args:
         expected: the DAG files, relative to `dags/`, that must show up; None when the pod was left as it was.
         since: when the `airflow` container started (RFC 3339, the node's clock).
-        timeout: seconds.
+        timeout: seconds without any progress.
 
     Raises:
         AirflowError: a component stays unhealthy, or a file shows up neither with its DAGs nor with its error.
     """
     deadline = time.monotonic() + timeout
+    fewest = len(expected or ())
     api = AirflowApi(url)
     api.login(user, password)
     while True:
@@ -69,6 +70,9 @@ def verify(
             failure for failure in api.import_errors() if expected is None or _is_since(failure.timestamp, since)
         ]
         missing = sorted((expected or frozenset()) - _parsed(dags, since) - {failure.filename for failure in failures})
+        if len(missing) < fewest:
+            # A large project is parsed for minutes: the time is up when nothing comes any more.
+            fewest, deadline = len(missing), time.monotonic() + timeout
         if not sick and not missing:
             return Verified(components, len(dags), _reports(failures))
         waiting = f"{', '.join(sick)} to be healthy" if sick else f"{len(missing)} files to be parsed: {missing[0]}"

@@ -3,11 +3,12 @@
 A changed DAG file affects itself and every DAG file that imports it; any other file of the project that changes (a
 helper, a template, `.airflowignore`) affects every DAG file, because nobody can know who reads it. What a DAG file
 imports is known from its last import check. Where it is not (the content of a fresh image), a DAG file counts as an
-importer when its text names the module, directly or through other modules of the project whose text does.
+importer when its text imports the module, directly or through other modules of the project whose text does.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -98,10 +99,33 @@ def _importers(
     reached: set[str] = set()
     while names:
         pattern = re.compile(rb"\b(?:" + b"|".join(re.escape(name.encode()) for name in sorted(names)) + rb")\b")
-        more = {path for path, text in texts.items() if path not in reached and pattern.search(text)} - changed
+        more = {
+            path
+            for path, text in texts.items()
+            if path not in reached and path not in changed and pattern.search(text) and _may_import(text, names)
+        }
         reached |= more
         names = {module_name(path) for path in more}
     return found | (reached & unknown)
+
+
+def _may_import(text: bytes, names: set[str]) -> bool:
+    """Whether a module's text imports one of these names; yes where that cannot be told."""
+    if b"importlib" in text or b"__import__" in text:
+        return True
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return True
+    for node in ast.walk(tree):
+        parts: list[str] = []
+        if isinstance(node, ast.Import):
+            parts = [part for alias in node.names for part in alias.name.split(".")]
+        elif isinstance(node, ast.ImportFrom):
+            parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        if not names.isdisjoint(parts):
+            return True
+    return False
 
 
 def module_name(path: str) -> str:

@@ -22,8 +22,8 @@ standard input is the end. Paths are `dags/...` or `include/...`, ids are 64 hex
         {"event": "switched", "at": RFC 3339 by the pod's clock}
         {"event": "live", "seconds": S, "parsed": N, "pending": [PATH],
          "import_errors": [{"file": PATH, "cause": TEXT}]}
-        When the timeout (60 s) is over, or the next frame comes, `live` says what is still pending. A removed DAG file
-        is pending until its DAGs are gone. Switching to what is live already does nothing but answer.
+        When nothing was parsed for the timeout (60 s), or the next frame comes, `live` says what is still pending. A
+        removed DAG file is pending until its DAGs are gone. Switching to what is live already does nothing but answer.
     {"op": "discard"}
         {"event": "discarded"}
 
@@ -371,6 +371,8 @@ class Agent:
         pending = set(expected)
         remaining = set(removed)
         refreshed = False
+        # A large project is parsed for minutes: the time is up when nothing comes any more.
+        fewest, progress = len(pending) + len(remaining), begin
         while True:
             found: Parsed | None = self.database.parsed(version, at, pending, remaining)
             if found is not None:
@@ -381,7 +383,10 @@ class Agent:
                 remaining = set(found.remaining)
             if refreshed and not pending and not remaining:
                 break
-            if time.monotonic() - begin > timeout:
+            left = len(pending) + len(remaining)
+            if left < fewest:
+                fewest, progress = left, time.monotonic()
+            if time.monotonic() - progress > timeout:
                 break
             if self.input.ready(_POLL_SECONDS if len(pending) < _MANY_FILES else 0.2):
                 break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from airflow_deployer_pod.affected import Affected, find_affected, may_hold_dags, module_name
+from airflow_deployer_pod.affected import Affected, _may_import, find_affected, may_hold_dags, module_name
 from airflow_deployer_pod.content_store import DagFile, FileEntry
 
 DAG = b"from airflow.sdk import DAG\n"
@@ -101,3 +101,19 @@ def test_what_airflow_takes_for_a_dag_file(path: str, text: bytes, expected: boo
 )
 def test_a_module_is_named_after_its_file(path: str, name: str) -> None:
     assert module_name(path) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "imports"),
+    [
+        (b"import orders", True),
+        (b"from orders import x", True),
+        (b"from include import (\n    a,\n    orders,\n)", True),
+        (b"import include.orders as o", True),
+        (b"description = 'orders of the day'", False),
+        (b"import importlib\nimportlib.import_module('orders')", True),
+        (b"def broken(:  # orders", True),
+    ],
+)
+def test_only_who_imports_a_module_may_be_affected_by_it(text: bytes, imports: bool) -> None:
+    assert _may_import(text, {"orders"}) is imports
