@@ -58,6 +58,8 @@ SWEEP_SECONDS = 5.0
 DRAIN_SECONDS = 2.0
 STUCK_SECONDS = 60.0  # nothing the main loop does takes longer than the 3 s of a database login
 HEALTH_AGE_SECONDS = 1.0
+# The kubelet asks every second, and each answer costs Airflow four queries, which itself waits 30 s for a heartbeat.
+GOOD_HEALTH_AGE_SECONDS = 5.0
 
 _MAX_LINE = 16 * 1024  # the size at which container runtimes split lines anyway
 _PR_SET_CHILD_SUBREAPER = 36
@@ -423,10 +425,15 @@ class ApiServer:
         """Whether `GET /api/v2/version` is answered with 200 in `timeout` s; it needs neither login nor database."""
         return self._get("/api/v2/version", timeout) is not None
 
-    def health(self) -> Mapping[str, Any] | None:
-        """`GET /api/v2/monitor/health`, asked at most once a second; None when it does not answer within 3 s."""
+    def health(self, good_for: float = HEALTH_AGE_SECONDS) -> Mapping[str, Any] | None:
+        """`GET /api/v2/monitor/health`, asked at most once a second; None when it does not answer within 3 s.
+
+        Args:
+            good_for: seconds for which an answer that all is well is not asked for again.
+        """
         with self._lock:
-            if self._clock() - self._health_at >= HEALTH_AGE_SECONDS:
+            well = self._health is not None and not missing_components(self._health)
+            if self._clock() - self._health_at >= (good_for if well else HEALTH_AGE_SECONDS):
                 document = self._get("/api/v2/monitor/health", 3.0)
                 self._health = document if isinstance(document, dict) else None
                 self._health_at = self._clock()
@@ -597,7 +604,7 @@ class Supervisor:
         health: Mapping[str, Any] | None = None
         if self.phase != "running":
             missing = [self.phase]
-        elif (health := self._api.health()) is None:
+        elif (health := self._api.health(GOOD_HEALTH_AGE_SECONDS)) is None:
             missing = ["the API server does not answer"]
         else:
             missing = missing_components(health)
