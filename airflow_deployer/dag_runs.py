@@ -19,6 +19,7 @@ from airflow_deployer.save_loop import View, in_project
 
 _POLL_SECONDS = 0.3
 _CLEARED_SECONDS = 10.0
+_LAST_LINES_SECONDS = 0.7
 # Where the base image has Airflow.
 _OWN_FRAMES = ("/opt/airflow/", "/usr/lib/python3")
 _WRONG_LEVELS = ("warning", "error", "critical")
@@ -179,9 +180,12 @@ class Rerun:
                     raise AirflowError(f"Cannot run {target}: the DAG {target.dag_id} has no such task.")
                 states = {each.state for each in tries}
                 state = "" if states - _FINAL_STATES else next((s for s in states if s != "success"), "success") or ""
-            logs.show(tries)
             if state in _FINAL_STATES:
+                # What a task wrote last may reach its log after its end is known.
+                time.sleep(_LAST_LINES_SECONDS)
+                logs.show(tries, last=True)
                 return state
+            logs.show(tries)
         return None
 
 
@@ -195,17 +199,21 @@ class _Logs:
         self._view = view
         self._positions: dict[tuple[str, int, int], str | None] = {}
         self._told: set[tuple[str, int, int]] = set()
+        self._ended: set[tuple[str, int, int]] = set()
         self._folded: set[tuple[str, int, int]] = set()
         self._looked = 0.0
 
-    def show(self, tries: list[TaskTry]) -> None:
-        """Show what is new of every task that runs or has run."""
+    def show(self, tries: list[TaskTry], *, last: bool = False) -> None:
+        """Show what is new of every task that runs or has run; the end of one not at the first sight of it."""
         due = time.monotonic() - self._looked >= _LOG_SECONDS
         if due:
             self._looked = time.monotonic()
         for each in tries:
             key = (each.task_id, each.map_index, each.try_number)
             if each.state not in _LOGGING_STATES or key in self._told or not (due or each.state in _FINAL_STATES):
+                continue
+            if each.state in _FINAL_STATES and key not in self._ended and not last:
+                self._ended.add(key)
                 continue
             for line in self._new_lines(key, each):
                 self._view.log(_name(each), line.level or "info", line.text)

@@ -323,7 +323,11 @@ def test_a_command_that_fails_shows_the_end_of_the_log(engine: Engine, settings:
     base = Build(engine, settings, project).base().pinned
     with pytest.raises(DockerError) as caught:
         tiny_image(
-            engine, "localhost:5000/e2e/none:1", project, f"FROM {base}\nRUN seq 100; echo the cause >&2; exit 3\n"
+            engine,
+            "localhost:5000/e2e/none:1",
+            project,
+            # The engine puts the two outputs together as they come.
+            f"FROM {base}\nRUN seq 100; sleep 1; echo the cause >&2; exit 3\n",
         )
     assert "returned a non-zero code: 3" in caught.value.message
     assert "the cause" in caught.value.details

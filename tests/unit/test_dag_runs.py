@@ -92,6 +92,7 @@ class Seen:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dag_runs, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(dag_runs, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(dag_runs, "_LAST_LINES_SECONDS", 0.01)
 
 
 @contextmanager
