@@ -97,6 +97,8 @@ class ApiServer:
             if not self._open_sockets():
                 break
             await asyncio.sleep(0.01)
+        # Transports let go of their sockets in the loop's next turns.
+        await asyncio.sleep(0.01)
 
     def _open_sockets(self) -> set[socket.socket]:
         self._sockets = {one for one in self._sockets if one.fileno() != -1}

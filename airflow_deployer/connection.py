@@ -65,18 +65,15 @@ def local_hosting(session: Session) -> tuple[LocalRegistryHosting | None, str | 
 
 
 def deployed_image(live: Object | None) -> Image | None:
-    if live is None:
-        return None
-    annotations = live["metadata"].get("annotations") or {}
-    containers = live["spec"]["template"]["spec"]["containers"]
-    reference = next((item["image"] for item in containers if item["name"] == "airflow"), "")
-    if not {manifests.CONTENT_ID, manifests.IMAGE_ID} <= set(annotations):
+    """The DAG image that a StatefulSet names; None where there is none, or it is not of our making."""
+    annotations = ((live or {}).get("metadata") or {}).get("annotations") or {}
+    if live is None or not {manifests.CONTENT_ID, manifests.IMAGE_ID} <= set(annotations):
         return None
     template = live["spec"]["template"]
-    airflow: Object = next((item for item in containers if item["name"] == "airflow"), {})
+    airflow: Object = next((item for item in template["spec"]["containers"] if item["name"] == "airflow"), {})
     variables = {item["name"]: item.get("value", "") for item in airflow.get("env", [])}
     return Image(
-        reference,
+        airflow.get("image", ""),
         annotations[manifests.CONTENT_ID],
         annotations[manifests.IMAGE_ID],
         (template["metadata"].get("annotations") or {}).get(manifests.RUNTIME_ID, ""),
@@ -92,6 +89,7 @@ def live_content(session: Session) -> Object | None:
 
 
 def running_forward(session: Session) -> str | None:
+    """The URL of the forward that runs in the background, if one does."""
     from airflow_deployer import background_forward
 
     state = background_forward.find(session.target)

@@ -25,6 +25,11 @@ from airflow_deployer.reports import ImportErrorReport
 
 AGENT = ("/opt/airflow/bin/python", "-P", "-m", "airflow_deployer_pod.content_agent")
 
+REPLACE_HINT = (
+    "deployer status   shows the state of the pod; deployer up --replace   brings the content with a new pod instead, "
+    "after running tasks have ended"
+)
+
 _LENGTH = struct.Struct(">I")
 _CHUNK = 1 << 18
 _LARGEST_ANSWER = 64 << 20
@@ -199,7 +204,7 @@ class ContentChannel:
                 f"The new content is in place, but after {timeout:.0f} s Airflow has not parsed "
                 f"{len(live.pending)} file(s) yet: {', '.join(live.pending[:3])}.",
                 kind="not_live",
-                hint="deployer status; the log of the dag-processor says more",
+                hint="the log of the dag-processor says more; deployer up --replace   starts it afresh, with a new pod",
             )
         return live
 
@@ -229,7 +234,7 @@ class ContentChannel:
             raise SyncError(
                 f"The pod cannot take the content: {str(answer.get('message', '')).rstrip('.')}.",
                 kind=str(answer.get("kind", "")),
-                hint=_HINTS.get(str(answer.get("kind", "")), "deployer status shows the state of the pod"),
+                hint=_HINTS.get(str(answer.get("kind", "")), REPLACE_HINT),
             )
         if answer.get("event") != event:
             raise SyncError(f"The pod answered {answer.get('event')!r} instead of {event!r}.", kind="protocol")
@@ -280,8 +285,6 @@ def sync_once(context: KubeContext, names: Names, content: ProjectContent, *, on
         finally:
             await channel.close()
             await api.close()
-            # Transports let go of their sockets in the loop's next turns.
-            await asyncio.sleep(0.01)
 
     return asyncio.run(run())
 

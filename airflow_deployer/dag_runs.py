@@ -18,7 +18,6 @@ from airflow_deployer.errors import AirflowError, DeployerError
 from airflow_deployer.save_loop import View, in_project
 
 _POLL_SECONDS = 0.3
-_CLEARED_SECONDS = 10.0
 _LAST_LINES_SECONDS = 0.7
 # Where the base image has Airflow.
 _OWN_FRAMES = ("/opt/airflow/", "/usr/lib/python3")
@@ -141,10 +140,9 @@ class Rerun:
     def _begin(self, api: AirflowApi, target: Target) -> str:
         """Start a run, or clear the task in the run of before; return the run's id."""
         if target.task_id is not None and self._task_run is not None:
-            before = [each for each in api.task_tries(target.dag_id, self._task_run) if each.task_id == target.task_id]
-            if any(each.state in _LOGGING_STATES for each in before):
+            tries = api.task_tries(target.dag_id, self._task_run)
+            if any(each.task_id == target.task_id and each.state in _LOGGING_STATES for each in tries):
                 api.clear_task(target.dag_id, self._task_run, target.task_id)
-                self._wait_cleared(api, target, self._task_run, before)
                 self._view.event("run_started", f"running {target} again in {self._task_run}", mark=">")
                 return self._task_run
         now = datetime.datetime.now(datetime.timezone.utc)
@@ -154,18 +152,6 @@ class Rerun:
         self._view.event("run_started", f"running {target}{above}: {run_id}", mark=">", run=run_id)
         self._task_run = run_id
         return run_id
-
-    def _wait_cleared(self, api: AirflowApi, target: Target, run_id: str, before: list[TaskTry]) -> None:
-        """Wait until the tries of before are no longer what Airflow shows: it answers before it has stored a change."""
-        numbers = {each.map_index: each.try_number for each in before}
-        deadline = time.monotonic() + _CLEARED_SECONDS
-        while time.monotonic() < deadline:
-            tries = [each for each in api.task_tries(target.dag_id, run_id) if each.task_id == target.task_id]
-            if any(
-                each.state not in _FINAL_STATES or each.try_number > numbers.get(each.map_index, 0) for each in tries
-            ):
-                return
-            time.sleep(_POLL_SECONDS / 3)
 
     def _follow(self, api: AirflowApi, target: Target, run_id: str) -> str | None:
         """Show logs and states until the end; return the outcome, or None when another run is wanted first."""

@@ -134,7 +134,7 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
                 changes, secret = _apply(session, bodies[:-1], found, progress, options)
                 pod = _pod_that_takes_content(session, bodies[-1], found, options)
             switched: Live | None = None
-            if pod is not None and hot is not None:
+            if pod is not None and hot is not None and not _is_deployed(published.image, found, hot):
                 with watch.lap("content"):
                     switched = _switch(session, hot, published.image, pod, progress)
             with watch.lap("objects"):
@@ -408,6 +408,11 @@ def _pod_that_takes_content(session: Session, stateful_set: Object, found: _Foun
     return pod if fits else None
 
 
+def _is_deployed(image: Image, found: _Found, hot: HotDeploy) -> bool:
+    """Whether the pod was asked only because it could not be seen that there is nothing to do."""
+    return hot.was_live and image == deployed_image(found.live)
+
+
 def _switch(session: Session, hot: HotDeploy, image: Image, pod: Object, progress: Progress) -> Live:
     """Make the content live while the node pulls the image."""
     cluster, names, timeouts = session.cluster, session.names, session.settings.timeouts
@@ -517,10 +522,8 @@ def _stop(
             step=step,
             progress=progress,
         )
-    uid = pod["metadata"]["uid"]
-    cluster.delete(POD, names.namespace, names.pod, uid=uid)
     timeout = session.settings.timeouts.delete + manifests.grace_seconds(pod)
-    rollout.wait_deleted(cluster, names.namespace, POD, names.pod, uid=uid, timeout=timeout, step=step)
+    rollout.remove(cluster, POD, pod, timeout=timeout, step=step)
     return ()
 
 

@@ -184,8 +184,6 @@ async def _pod_api(session: Session) -> AsyncIterator[PodApi]:
         yield api
     finally:
         await api.close()
-        # Transports let go of their sockets in the loop's next turns.
-        await asyncio.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -28,8 +28,6 @@ T = TypeVar("T")
 # The agent keeps what nobody asks about for a minute, and the build of a large image may take longer.
 _STAGED_SECONDS = 45.0
 
-REPLACE_HINT = "deployer up --replace   replaces the pod instead, after running tasks have ended"
-
 
 class HotDeploy:
     """One content on its way into the pod; made by `begun`."""
@@ -59,7 +57,23 @@ class HotDeploy:
         Raises:
             SyncError: the pod cannot take the content, or is too slow.
         """
-        return _result(self._prepared, timeout, "checked the new content")
+        from airflow_deployer.content_sync import REPLACE_HINT
+
+        try:
+            with _translated():
+                return self._prepared.result(timeout)
+        except TimeoutError:
+            self._prepared.cancel()
+            raise SyncError(
+                f"The pod has not checked the new content after {timeout:.0f} s; what was live is live.",
+                kind="timeout",
+                hint=REPLACE_HINT,
+            ) from None
+
+    @property
+    def was_live(self) -> bool:
+        """Whether the pod served this content before; known once there was a `report`."""
+        return self._prepared.done() and self._prepared.result() is None
 
     def switch(self, deployed_at: int, timeout: float) -> Live:
         """Make the content live and wait until Airflow has parsed it.
@@ -72,10 +86,11 @@ class HotDeploy:
             SyncError: it could not be switched, or Airflow did not parse it in time.
         """
         switching: Future[Live] = self._submit(self._switch(deployed_at, timeout))
-        return _result(switching, None, "parsed the new content")
+        with _translated():
+            return switching.result()
 
     async def _switch(self, deployed_at: int, timeout: float) -> Live:
-        if self._prepared.result() is None or time.monotonic() - self._staged_at > _STAGED_SECONDS:
+        if self.was_live or time.monotonic() - self._staged_at > _STAGED_SECONDS:
             await self._channel.stage(self._content)
             await self._channel.check()
         return await self._channel.switch(self._content, deployed_at=deployed_at, timeout=timeout)
@@ -108,8 +123,6 @@ def begun(context: KubeContext, names: Names, content: ProjectContent) -> Iterat
     async def end() -> None:
         await channel.close()
         await api.close()
-        # Transports let go of their sockets in the loop's next turns.
-        await asyncio.sleep(0.01)
 
     api, channel = submit(make()).result()
     try:
@@ -123,19 +136,15 @@ def begun(context: KubeContext, names: Names, content: ProjectContent) -> Iterat
             loop.close()
 
 
-def _result(future: Future[T], timeout: float | None, done: str) -> T:
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Tell a pod that is out of reach as a sync that failed."""
     from airflow_deployer.api_streams import RefusedError, UnavailableError
+    from airflow_deployer.content_sync import REPLACE_HINT
 
     try:
-        return future.result(timeout=timeout)
-    except TimeoutError:
-        future.cancel()
-        raise SyncError(
-            f"The pod has not {done} after {timeout:.0f} s; what was live is live.", kind="timeout", hint=REPLACE_HINT
-        ) from None
+        yield
     except (UnavailableError, RefusedError) as error:
         raise SyncError(
             f"The running pod cannot take the new content: {error}.", kind="unavailable", hint=REPLACE_HINT
         ) from None
-    except SyncError as error:
-        raise SyncError(error.message, kind=error.kind, hint=error.hint or REPLACE_HINT) from None

@@ -113,8 +113,6 @@ async def serve(
         for listener in listeners:
             listener.close()
         await api.close()
-        # Transports let go of their sockets in the loop's next turns.
-        await asyncio.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -247,6 +247,18 @@ def wait_revision(cluster: Cluster, names: Names, *, generation: int, timeout: f
     )
 
 
+def remove(cluster: Cluster, kind: Kind, item: Object, *, timeout: float, step: Step) -> None:
+    """Delete this very object and wait until it is gone.
+
+    Raises:
+        RolloutError: it is still there at the deadline.
+    """
+    metadata = item["metadata"]
+    namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
+    cluster.delete(kind, namespace, name, uid=uid)
+    wait_deleted(cluster, namespace, kind, name, uid=uid, timeout=timeout, step=step)
+
+
 def wait_deleted(
     cluster: Cluster, namespace: str, kind: Kind, name: str, *, uid: str | None, timeout: float, step: Step
 ) -> None:

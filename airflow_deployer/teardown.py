@@ -25,30 +25,12 @@ def down(session: Session, progress: Progress, *, purge: bool) -> DownReport:
         with progress.step("StatefulSet and pod") as step:
             pod = cluster.get(POD, names.namespace, names.pod)
             stateful_set = cluster.get(STATEFUL_SET, names.namespace, names.name)
-            if cluster.delete(STATEFUL_SET, names.namespace, names.name):
-                removed.append(f"StatefulSet {names.name}")
             if stateful_set is not None:
-                rollout.wait_deleted(
-                    cluster,
-                    names.namespace,
-                    STATEFUL_SET,
-                    names.name,
-                    uid=stateful_set["metadata"]["uid"],
-                    timeout=timeouts.delete,
-                    step=step,
-                )
+                rollout.remove(cluster, STATEFUL_SET, stateful_set, timeout=timeouts.delete, step=step)
+                removed.append(f"StatefulSet {names.name}")
             if pod is not None and _is_ours(pod, names):
                 # The garbage collector would get to it; asking starts the graceful stop at once.
-                cluster.delete(POD, names.namespace, names.pod, uid=pod["metadata"]["uid"])
-                rollout.wait_deleted(
-                    cluster,
-                    names.namespace,
-                    POD,
-                    names.pod,
-                    uid=pod["metadata"]["uid"],
-                    timeout=timeouts.delete + manifests.grace_seconds(pod),
-                    step=step,
-                )
+                rollout.remove(cluster, POD, pod, timeout=timeouts.delete + manifests.grace_seconds(pod), step=step)
                 removed.append(f"pod {names.pod}")
         with progress.step("Service and registry login"):
             if cluster.delete(SERVICE, names.namespace, names.name):
@@ -58,16 +40,8 @@ def down(session: Session, progress: Progress, *, purge: bool) -> DownReport:
         if purge:
             with progress.step("Volume and Secret") as step:
                 claim = cluster.get(CLAIM, names.namespace, names.claim)
-                if claim is not None and cluster.delete(CLAIM, names.namespace, names.claim):
-                    rollout.wait_deleted(
-                        cluster,
-                        names.namespace,
-                        CLAIM,
-                        names.claim,
-                        uid=claim["metadata"]["uid"],
-                        timeout=timeouts.delete,
-                        step=step,
-                    )
+                if claim is not None:
+                    rollout.remove(cluster, CLAIM, claim, timeout=timeouts.delete, step=step)
                     removed.append(f"volume {names.claim}")
                 # Last: as long as the volume is there, it is the only key to it.
                 if cluster.delete(SECRET, names.namespace, names.secret):

@@ -13,7 +13,8 @@ import yaml
 from airflow_deployer import kube_context
 from airflow_deployer.cluster import NAMESPACE, Kind, Object
 from airflow_deployer.manifests import make_namespace
-from tests.e2e.conftest import ROOT, Project
+from tests.e2e.conftest import DUMMY_DAG, ROOT, Project
+from tests.e2e.test_deploy import versions
 
 pytestmark = pytest.mark.e2e
 
@@ -122,6 +123,18 @@ def test_a_service_account(project: Project, tmp_path: Path) -> None:
     assert result.json["dags"] == 1
     status = project.deployer("status", env=env)
     assert status.code == 0, status
+
+    # It may not ask the pod through the API server, and still finds out that there is nothing to do, and what there is.
+    before = versions(project)
+    result = project.deployer("up", "--output", "json", env=env)
+    assert result.code == 0, result
+    assert (result.json["changes"], result.json["content"], result.json["pod"]) == ({}, "unchanged", "kept")
+    assert "DAG content" not in result.stderr, result
+    assert versions(project) == before
+    project.write("dags/dummy.py", DUMMY_DAG + "# edited\n")
+    result = project.deployer("up", "--output", "json", env=env)
+    assert result.code == 0, result
+    assert (result.json["content"], result.json["pod"]) == ("switched", "kept")
 
     # Removing takes more, and says so.
     result = project.deployer("down", env=env)

@@ -174,6 +174,13 @@ def test_a_file_that_shrank_is_filled_up(folder: Path) -> None:
     assert sum(map(len, pod.frames()[2:])) == len("# airflow dag b\n")
 
 
+def test_what_the_pod_cannot_do_offers_a_new_pod(folder: Path) -> None:
+    refused = {"event": "error", "kind": "check_failed", "message": "The import check could not be made: killed"}
+    with pytest.raises(SyncError, match="could not be made: killed") as caught:
+        asyncio.run(channel(Pod(*round_of("")[:3], refused)).sync(content(folder)))
+    assert "deployer up --replace" in caught.value.hint
+
+
 def test_what_airflow_has_not_parsed_in_time_is_named(folder: Path) -> None:
     answers = [*round_of("")[:5], LIVE | {"parsed": 0, "pending": ["dags/a.py"]}]
     with pytest.raises(SyncError, match=r"has not parsed 1 file\(s\) yet: dags/a.py") as caught:
