@@ -18,6 +18,8 @@ from .network import CNI_PROGRAMS, PodNetwork, resolver
 from .processes import ProcessSpec, ProcessTable
 
 _HEALTH_PORT = 10248
+# Seconds that containerd may take to restore what ran before it was stopped.
+_RESTORING = 60
 
 
 def containerd_configuration(layout: Layout) -> str:
@@ -162,7 +164,11 @@ def ensure_node(layout: Layout, table: ProcessTable, network: PodNetwork) -> Non
         LocalClusterError: one of them does not start.
     """
     layout.certs_d.mkdir(parents=True, exist_ok=True)
-    if table.ensure(containerd_spec(layout)):
+    started = table.ensure(containerd_spec(layout))
+    if started:
         table.wait("containerd", lambda: _containerd_answers(layout), timeout=30)
-    table.ensure(kubelet_spec(layout, network))
-    table.wait("kubelet", kubelet_is_healthy, timeout=60)
+    # containerd answers before it has restored the pods of its last life ("server is not initialized yet"): asked by
+    # then, the kubelet ends. None of Debian's programs can ask whether it has.
+    table.start_until_ready(
+        kubelet_spec(layout, network), kubelet_is_healthy, timeout=60, restarting_for=_RESTORING if started else 0
+    )

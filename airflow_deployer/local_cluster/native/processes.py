@@ -302,3 +302,22 @@ class ProcessTable:
                     details=self.last_lines(name),
                 )
             time.sleep(0.05)
+
+    def start_until_ready(
+        self, spec: ProcessSpec, ready: Callable[[], bool], *, timeout: float, restarting_for: float
+    ) -> None:
+        """Start the process and wait until `ready` says so; one that ends by itself is started again, as by a
+        service manager, for the first `restarting_for` seconds.
+
+        Raises:
+            LocalClusterError: the process ended after that, or was not ready within `timeout` seconds of a start.
+        """
+        deadline = time.monotonic() + restarting_for
+        while True:
+            self.ensure(spec)
+            try:
+                return self.wait(spec.name, ready, timeout=timeout)
+            except LocalClusterError:
+                if self.pid(spec.name) is not None or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)

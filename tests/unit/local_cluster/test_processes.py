@@ -158,6 +158,30 @@ def test_one_that_ends_at_once_is_reported_with_its_last_words(layout: Layout) -
     assert caught.value.details == ("port is taken",)
 
 
+def test_one_that_ends_while_what_it_needs_is_not_up_yet_is_started_again(layout: Layout, tmp_path: Path) -> None:
+    needed, lives = tmp_path / "needed", tmp_path / "lives"
+    script = f"echo life >> {lives}; test -e {needed} || exit 1; exec sleep 300"
+    table = ProcessTable(layout)
+
+    def ready() -> bool:
+        count = len(lives.read_text().splitlines()) if lives.exists() else 0
+        if count == 2:
+            needed.touch()
+        return count > 2
+
+    table.start_until_ready(ProcessSpec("early", ("/bin/sh", "-c", script)), ready, timeout=30, restarting_for=30)
+    assert table.pid("early") is not None
+    assert len(lives.read_text().splitlines()) == 3
+
+
+def test_one_that_always_ends_is_given_up_with_its_last_words(layout: Layout) -> None:
+    spec = ProcessSpec("broken", ("/bin/sh", "-c", "echo wrong flag; exit 1"))
+    with pytest.raises(LocalClusterError, match="ended at once") as caught:
+        ProcessTable(layout).start_until_ready(spec, lambda: False, timeout=30, restarting_for=0.6)
+    assert set(caught.value.details) == {"wrong flag"}
+    assert len(caught.value.details) > 1
+
+
 def test_waiting_has_a_deadline(layout: Layout) -> None:
     table = ProcessTable(layout)
     table.ensure(SLEEP)
