@@ -20,13 +20,18 @@ from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from airflow_deployer.airflow_profiles import (
+    DEFAULT_VERSION,
+    PROFILES,
+    Profile,
+    find_profile,
+    own_settings,
+)
 from airflow_deployer.errors import ConfigurationError
 
 CONFIG_FILE = "deployer.toml"
 PYPROJECT_TABLE = "tool.airflow-deployer"
 ENVIRONMENT_PREFIX = "DEPLOYER_"
-AIRFLOW_VERSIONS = ("3.3.2",)
-"""The Airflow versions this release has a locked requirements file for."""
 
 MAX_NAME_LENGTH = 40
 """Characters of a deployment's name: leaves room in 63 for what is derived from it (`<name>-0`, revision hashes)."""
@@ -34,30 +39,16 @@ MAX_NAME_LENGTH = 40
 BASE_IMAGE_NAME = "airflow-base"
 """Last component of the base image's repository; the DAG image's is the deployment's name, so it cannot be this."""
 
-OWN_SETTINGS = frozenset(
-    {
-        "AIRFLOW__API__BASE_URL",
-        "AIRFLOW__API__HOST",
-        "AIRFLOW__API__PORT",
-        "AIRFLOW__API__SECRET_KEY",
-        "AIRFLOW__API_AUTH__JWT_SECRET",
-        "AIRFLOW__CORE__AUTH_MANAGER",
-        "AIRFLOW__CORE__DAGS_FOLDER",
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL",
-        "AIRFLOW__CORE__EXECUTOR",
-        "AIRFLOW__CORE__FERNET_KEY",
-        "AIRFLOW__CORE__PLUGINS_FOLDER",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS",
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST",
-        "AIRFLOW__DAG_PROCESSOR__STALE_BUNDLE_CLEANUP_INTERVAL",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC",
-        "AIRFLOW__LOGGING__BASE_LOG_FOLDER",
-        "AIRFLOW_CONFIG",
-        "AIRFLOW_HOME",
-    }
-)
+OWN_SETTINGS = own_settings() | {
+    "AIRFLOW__API__BASE_URL",
+    "AIRFLOW__API__HOST",
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
+    "AIRFLOW__CORE__SQL_ALCHEMY_CONN",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC",
+    "AIRFLOW__WEBSERVER__BASE_URL",
+    "AIRFLOW__WEBSERVER__WEB_SERVER_HOST",
+    "AIRFLOW_CONFIG",
+}
 """Environment variables of the `airflow` container that the pod itself depends on, so nobody else may set them."""
 
 Scalar = str | int | float | bool
@@ -160,9 +151,10 @@ def _relative_path(value: str) -> str | None:
 
 
 def _airflow_version(value: str) -> str | None:
-    if value in AIRFLOW_VERSIONS:
+    if find_profile(value):
         return None
-    return f'Airflow "{value}" is not supported by this release, only {", ".join(AIRFLOW_VERSIONS)} is'
+    oldest = ", ".join(f"{'.'.join(map(str, profile.first))} and later {profile.series}.x" for profile in PROFILES)
+    return f'"{value}" is no release of Airflow that can be deployed; those are {oldest}'
 
 
 def _registry_host(value: str) -> str | None:
@@ -239,8 +231,13 @@ class Airflow(Struct, frozen=True, forbid_unknown_fields=True):
     """Airflow itself."""
 
     version: Annotated[
-        str, _key(f"The Airflow version; this release knows {', '.join(AIRFLOW_VERSIONS)}.", check=_airflow_version)
-    ] = AIRFLOW_VERSIONS[0]
+        str,
+        _key(
+            "The Airflow version. Locked packages come along for "
+            f"{', '.join(profile.locked for profile in PROFILES)}; for another one `deployer lock` makes them.",
+            check=_airflow_version,
+        ),
+    ] = DEFAULT_VERSION
     settings: Annotated[
         dict[str, dict[str, Scalar]],
         _key(
@@ -265,6 +262,14 @@ class Airflow(Struct, frozen=True, forbid_unknown_fields=True):
             "`false` each process is a program of its own, and staged DAG files are checked by a fresh one."
         ),
     ] = True
+
+    @property
+    def profile(self) -> Profile:
+        """What the version decides."""
+        profile = find_profile(self.version)
+        if profile is None:  # `load` lets no such version through
+            raise ConfigurationError(f"Invalid `airflow.version`: {_airflow_version(self.version)}.")
+        return profile
 
     def environment(self) -> dict[str, str]:
         """These settings as the environment variables of the `airflow` container."""
@@ -313,10 +318,22 @@ class Images(Struct, frozen=True, forbid_unknown_fields=True):
             check=_mirror,
         ),
     ] = None
-    parent: Annotated[str, _key("The Python image that the base image is built on.", check=_image)] = (
-        "python:3.13-slim-trixie"
-    )
-    postgres: Annotated[str, _key("The image of the database.", check=_image)] = "postgres:17"
+    parent: Annotated[
+        str | None,
+        _key(
+            "The Python image that the base image is built on. Unset: by Airflow's version, "
+            f"{', '.join(f'`{p.parent}` for {p.series}.x' for p in PROFILES)}.",
+            check=_image,
+        ),
+    ] = None
+    postgres: Annotated[
+        str | None,
+        _key(
+            "The image of the database. Unset: of the major version that the volume's data has, for a new volume "
+            f"by Airflow's version, {', '.join(f'`{p.postgres_image}` for {p.series}.x' for p in PROFILES)}.",
+            check=_image,
+        ),
+    ] = None
     base: Annotated[
         str | None,
         _key("Use this ready-made base image, made from the same `base-image/`, and build none.", check=_image),
@@ -451,6 +468,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     def context_on_purpose(self) -> bool:
         """Whether somebody named the context: there is no default that could have put it here."""
         return self.context is not None
+
+    @property
+    def parent_image(self) -> str:
+        """The Python image that the base image is built on."""
+        return self.images.parent or self.airflow.profile.parent
 
     @property
     def base_repository(self) -> str:
@@ -700,6 +722,15 @@ def _nested(name: str, value: object) -> dict[str, Any]:
 
 def _check_together(settings: Settings) -> None:
     """What no single key can show to be wrong."""
+    profile = settings.airflow.profile
+    # Other images than Python's own may say nothing of theirs: then the build tells.
+    python = re.search(r"(?:^|/)python:(\d+\.\d+)", settings.parent_image)
+    if python and python[1] not in profile.pythons:
+        raise ConfigurationError(
+            f"Airflow {settings.airflow.version} does not run on Python {python[1]} (`images.parent`), only on "
+            f"{', '.join(profile.pythons)}.",
+            hint=f'Leave `images.parent` out to get "{profile.parent}", or name an image of one of these.',
+        )
     if settings.name == BASE_IMAGE_NAME:
         raise ConfigurationError(f'Invalid `name`: "{BASE_IMAGE_NAME}" is the name of the base image.')
     for container in ("airflow", "postgres"):

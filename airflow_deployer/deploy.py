@@ -447,7 +447,9 @@ def _objects(session: Session, image: Image, found: _Found) -> list[Object]:
             names,
             settings,
             image,
-            postgres_image=public_image(settings.images.postgres, found.mirror),
+            postgres_image=public_image(
+                settings.images.postgres or settings.airflow.profile.postgres_image, found.mirror
+            ),
             pull_secret=pull_secret,
         ),
     ]

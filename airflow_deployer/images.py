@@ -102,7 +102,7 @@ class ImagePlan:
         platform: the nodes', as in `linux/amd64`.
         base_repository: where the base image is.
         base_tag: its tag: an id of its inputs.
-        base_parent: the image that it is built on.
+        base_arguments: the build arguments: `PARENT`, the image that it is built on, and `PROFILE`.
         base_files: its build context.
         dag_repository: where the DAG image is.
         dag_tag: its tag: the content id and an id of all its inputs.
@@ -115,7 +115,7 @@ class ImagePlan:
     platform: str
     base_repository: str
     base_tag: str
-    base_parent: str
+    base_arguments: Mapping[str, str]
     base_files: tuple[File, ...]
     dag_repository: str
     dag_tag: str
@@ -151,8 +151,9 @@ def plan_images(settings: Settings, content: ProjectContent, address: RegistryAd
     """
     ready = _ready_base(settings) if settings.images.base else None
     base_files = () if ready else read_folder(_base_image_folder())
-    parent = public_image(settings.images.parent, settings.images.mirror)
-    base_tag = files_id(base_files, parent, settings.airflow.version, platform)[:CONTENT_TAG_LENGTH]
+    parent = public_image(settings.parent_image, settings.images.mirror)
+    profile = settings.airflow.profile.pod_document()
+    base_tag = files_id(base_files, parent, settings.airflow.version, profile, platform)[:CONTENT_TAG_LENGTH]
     # Not the digest of our own base image: built again from the same inputs it would differ, and mean nothing.
     base_identity = ready.pinned if ready else base_tag
     return ImagePlan(
@@ -160,7 +161,7 @@ def plan_images(settings: Settings, content: ProjectContent, address: RegistryAd
         platform=platform,
         base_repository=settings.base_repository,
         base_tag=base_tag,
-        base_parent=parent,
+        base_arguments={"PARENT": parent, "PROFILE": profile},
         base_files=base_files,
         dag_repository=settings.dag_repository,
         dag_tag=content.image_tag(stable_dockerfile(base_identity, content) + _DAGS_STEP, platform),
@@ -195,7 +196,7 @@ def ensure_base_image(engine: Engine, registry: Registry, plan: ImagePlan, progr
             name,
             plan.base_files,
             step,
-            arguments={"PARENT": plan.base_parent},
+            arguments=plan.base_arguments,
             labels={"org.opencontainers.image.title": "airflow-deployer base image"},
             platform=plan.platform,
         )

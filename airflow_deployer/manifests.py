@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_deployer import __version__, airflow_settings, credentials
+from airflow_deployer.airflow_profiles import environment
 from airflow_deployer.config import Amounts, ContainerResources, Settings
 
 Object = dict[str, Any]
@@ -365,7 +366,7 @@ def _postgres(image: str, resources: ContainerResources, *, wait: int) -> Object
 
 
 def _airflow(image: Image, settings: Settings) -> Object:
-    variables = airflow_settings.environment(settings.airflow.environment()) | {
+    variables = environment(settings.airflow.profile, settings.airflow.environment()) | {
         "AIRFLOW_DEPLOYER_STOP_SECONDS": str(int(settings.timeouts.drain)),
         IMAGE_CONTENT_ID: image.content_id,
         DEPLOYED_AT: str(image.deployed_at),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_deployer import airflow_settings, config_reference
+from airflow_deployer import config_reference
+from airflow_deployer.airflow_profiles import PROFILES
 from airflow_deployer.config import OWN_SETTINGS, Duration, Settings, keys, load, parse_quantity
 from airflow_deployer.errors import EXIT_USAGE, ConfigurationError
 
@@ -102,8 +103,29 @@ def test_forking_is_on_until_it_is_turned_off(tmp_path: Path) -> None:
 
 
 def test_what_holds_the_pod_together_cannot_be_set() -> None:
-    names = {re.sub("_CMD$", "", name) for name in airflow_settings.WIRING}
-    assert names <= OWN_SETTINGS
+    for profile in PROFILES:
+        assert {re.sub("_CMD$", "", name) for name in (*profile.wiring, *profile.secret_files)} <= OWN_SETTINGS
+
+
+@pytest.mark.parametrize("version", ["3.3.2", "2.11.2", "1.10.15"])
+def test_the_version_decides_the_images(tmp_path: Path, version: str) -> None:
+    settings = load_text(tmp_path, f'[airflow]\nversion = "{version}"\n')
+    profile = settings.airflow.profile
+    assert version.startswith(profile.series)
+    assert settings.parent_image == profile.parent
+    assert profile.python in profile.parent
+
+
+@pytest.mark.parametrize("version", ["1.9.0", "2.0.0", "3.3", "3.3.2rc1", "latest", ""])
+def test_a_version_that_cannot_be_is_refused(tmp_path: Path, version: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"is no release of Airflow that can be deployed.*2\.3\.0"):
+        load_text(tmp_path, f'[airflow]\nversion = "{version}"\n')
+
+
+def test_a_python_that_airflow_does_not_run_on_is_refused_with_those_it_does(tmp_path: Path) -> None:
+    text = '[airflow]\nversion = "1.10.15"\n[images]\nparent = "localhost:5000/library/python:3.13-slim"\n'
+    with pytest.raises(ConfigurationError, match=r"does not run on Python 3\.13 .*only on 3\.6, 3\.7, 3\.8"):
+        load_text(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +171,7 @@ def test_a_context_from_any_source_is_on_purpose(
         ('[storage]\nsize = "0"', "must be more than zero", ""),
         ('[timeouts]\nready = "5 minutes"', '"5 minutes" is not a duration', ""),
         ("[timeouts]\nready = 5", "a duration is a string", ""),
-        ('[airflow]\nversion = "2.11.2"', 'Airflow "2.11.2" is not supported by this release, only 3.3.2 is', ""),
+        ('[airflow]\nversion = "2.2.5"', '"2.2.5" is no release of Airflow that can be deployed', ""),
         ('[images]\nregistry = "http://x"', '"http://x" is not a registry', ""),
         ('[images]\nmirror = "localhost:5000/"', "is not a mirror", ""),
         ('[images]\nrepository = "Team"', '"Team" is not a repository', ""),

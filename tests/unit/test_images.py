@@ -64,7 +64,7 @@ def test_tags_change_with_their_inputs_alone(content: ProjectContent) -> None:
     other_platform = plan(content, platform="linux/arm64")
     plans = (first, other_parent, mirrored, other_platform)
     assert len({each.base_tag for each in plans}) == len({each.dag_tag for each in plans}) == 4
-    assert mirrored.base_parent == "localhost:5000/library/python:3.13-slim-trixie"
+    assert mirrored.base_arguments["PARENT"] == "localhost:5000/library/python:3.13-slim-trixie"
 
 
 def test_the_base_image_and_the_dag_image_do_not_share_a_repository(content: ProjectContent) -> None:

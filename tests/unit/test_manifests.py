@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from kubernetes_validate.utils import all_versions, major_minor
 
-from airflow_deployer import airflow_settings, credentials, manifests
+from airflow_deployer import credentials, manifests
+from airflow_deployer.airflow_profiles import AIRFLOW_3, environment
 from airflow_deployer.config import Airflow, Duration, Settings, Storage, Timeouts
 from airflow_deployer.manifests import Image, Names
 
@@ -99,7 +100,7 @@ def test_each_container_sees_only_its_own_secrets() -> None:
 
 def test_the_users_settings_replace_tuning_but_not_wiring() -> None:
     user = Airflow(settings={"core": {"parallelism": 3}}, env={"TEAM": "a"}).environment()
-    merged = airflow_settings.environment(user | {"AIRFLOW__CORE__EXECUTOR": "SequentialExecutor"})
+    merged = environment(AIRFLOW_3, user | {"AIRFLOW__CORE__EXECUTOR": "SequentialExecutor"})
     assert merged["AIRFLOW__CORE__PARALLELISM"] == "3"
     assert merged["TEAM"] == "a"
     assert merged["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
