@@ -82,11 +82,16 @@ class TaskTry:
 
 @dataclass(frozen=True)
 class TaskLogEntry:
-    """One message of a task's log: its text, its level where it has one, and the error it carries, as lines."""
+    """One message of a task's log: its text, its level where it has one, and the error it carries, as lines.
+
+    `printed` is what the task wrote to its standard output or error, which Airflow reads apart from the messages: such
+    a line may stand a little before or after the messages that it came between.
+    """
 
     text: str
     level: str
     error: tuple[str, ...]
+    printed: bool = False
 
 
 class AirflowApi:
@@ -318,7 +323,8 @@ def _log_entry(entry: dict[str, Any]) -> TaskLogEntry:
         for frame in cause.get("frames") or []:
             error.append(f"{frame.get('filename')}:{frame.get('lineno')} in {frame.get('name')}")
         error.append(f"{cause.get('exc_type')}: {cause.get('exc_value')}")
-    return TaskLogEntry(str(entry.get("event", "")), str(entry.get("level") or ""), tuple(error))
+    printed = entry.get("logger") in ("task.stdout", "task.stderr")
+    return TaskLogEntry(str(entry.get("event", "")), str(entry.get("level") or ""), tuple(error), printed)
 
 
 def _cause(error: Exception) -> str:

@@ -214,7 +214,9 @@ class _Logs:
         entries, position = self._api.task_log(self._target.dag_id, self._run_id, task, self._positions.get(key))
         self._positions[key] = position
         for entry in entries:
-            if entry.text.startswith(_FOLDS):
+            if entry.printed:
+                yield entry
+            elif entry.text.startswith(_FOLDS):
                 self._folded.add(key)
             elif entry.text.startswith(_END_OF_FOLD):
                 self._folded.discard(key)

@@ -75,6 +75,14 @@ class Dev:
             time.sleep(0.02)
         pytest.fail(f"no {kind} within {seconds} s: {self}")
 
+    def until(self, kind: str, seconds: float, matches: Callable[[Event], bool], *, since: int) -> None:
+        """Wait until there was such an event since the one of that number; its order among the others is open."""
+        deadline = time.monotonic() + seconds
+        while not any(event["event"] == kind and matches(event) for event in self.events[since:]):
+            if time.monotonic() > deadline:
+                pytest.fail(f"no {kind} within {seconds} s: {self}")
+            time.sleep(0.02)
+
     def end(self) -> int:
         """Press Ctrl-C; return the exit code."""
         self.process.send_signal(signal.SIGINT)
@@ -177,12 +185,13 @@ def test_it_goes_on_when_the_pod_is_deleted_under_it(project: Project) -> None:
         uid = project.pod()["metadata"]["uid"]
         assert project.cluster.delete(POD, project.names.namespace, project.names.pod, grace_seconds=1)
         running.next("away", 60)
+        since = len(running.events)
         write_dag(project, "orders", "three")
         running.next("back", 120)
         running.next("live", 120)
         assert project.pod()["metadata"]["uid"] != uid
         assert running.events[-1]["event"] != "end"
-        running.next("log", 60, lambda event: event["component"] == "supervisor")
+        running.until("log", 60, lambda event: event["component"] == "supervisor", since=since)
         write_dag(project, "orders", "four")
         running.next("live", 60)
         assert description(project, "orders") == "four"

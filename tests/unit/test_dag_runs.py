@@ -137,11 +137,12 @@ def test_a_paused_dag_is_unpaused_and_run_with_its_logs(monkeypatch: pytest.Monk
         line("::group::Pre Execute"),
         line("Worker startup parse complete"),
         line("careful", "warning"),
+        TaskLogEntry("printed meanwhile", "info", (), printed=True),
         line("::endgroup::"),
         line("12 of 40"),
     ]
     with running(airflow, "orders") as (_, seen):
-        until(lambda: len(seen.lines) == 2)
+        until(lambda: len(seen.lines) == 3)
         airflow.logs["load"].append(line("Boom", "error", FRAMES))
         airflow.tries = [TaskTry("load", 3, "failed", 1, 1.25)]
         airflow.state = "failed"
@@ -151,6 +152,7 @@ def test_a_paused_dag_is_unpaused_and_run_with_its_logs(monkeypatch: pytest.Monk
     assert seen.events[-1][1].startswith("orders failed after 0.")
     assert seen.lines == [
         ("load[3]", "warning", "careful"),
+        ("load[3]", "info", "printed meanwhile"),
         ("load[3]", "info", "12 of 40"),
         ("load[3]", "error", "Boom"),
         ("load[3]", "error", "  dags/orders.py:3 in load"),
