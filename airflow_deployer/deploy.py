@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from airflow_deployer import (
     credentials,
+    database_image,
     diagnosis,
     draining,
     image_pull,
@@ -29,6 +30,7 @@ from airflow_deployer import (
     verification,
 )
 from airflow_deployer.cluster import (
+    CLAIM,
     POD,
     STATEFUL_SET,
     ApiError,
@@ -63,6 +65,7 @@ class _Found:
 
     Attributes:
         live: the StatefulSet.
+        claim: the volume claim.
         live_content: the content id that the pod serves; None when it cannot be asked.
     """
 
@@ -71,6 +74,7 @@ class _Found:
     platform: str
     namespace_exists: bool
     live: Object | None
+    claim: Object | None
     pod: Object | None = None
     live_content: str | None = None
 
@@ -210,6 +214,8 @@ def _preflight(session: Session, engine: Engine, *, check_port: bool) -> _Found:
         live_content=lambda: live_content(session),
         port=port,
     )
+    # Before anything is built.
+    database_image.choose(settings, found["storage"], found["live"])
     address, mirror = found["registry"]
     return _Found(
         registry=address,
@@ -217,6 +223,7 @@ def _preflight(session: Session, engine: Engine, *, check_port: bool) -> _Found:
         platform=found["platform"] or engine.platform,
         namespace_exists=found["namespace"],
         live=found["live"],
+        claim=found["storage"],
         pod=found["pod"],
         live_content=(found["live_content"] or {}).get("live"),
     )
@@ -436,22 +443,15 @@ def _objects(session: Session, image: Image, found: _Found) -> list[Object]:
     """Every object but the generated Secret, in the order of their making."""
     names, settings = session.names, session.settings
     pull_secret = settings.images.pull_secret
+    postgres_image = public_image(database_image.choose(settings, found.claim, found.live), found.mirror)
     bodies: list[Object] = []
     if pull_secret is None and (login := pull_secret_data(found.registry)) is not None:
         pull_secret = names.pull_secret
         bodies.append(manifests.make_pull_secret(names, base64.b64encode(login).decode()))
     bodies += [
-        manifests.make_claim(names, settings),
+        manifests.make_claim(names, settings, postgres_image=postgres_image),
         manifests.make_service(names),
-        manifests.make_stateful_set(
-            names,
-            settings,
-            image,
-            postgres_image=public_image(
-                settings.images.postgres or settings.airflow.profile.postgres_image, found.mirror
-            ),
-            pull_secret=pull_secret,
-        ),
+        manifests.make_stateful_set(names, settings, image, postgres_image=postgres_image, pull_secret=pull_secret),
     ]
     return bodies
 
@@ -580,6 +580,7 @@ def render(project: Path, settings: Settings, progress: Progress) -> list[Object
         platform=preflight.node_platform(session.cluster) or images.Engine().platform,
         namespace_exists=True,
         live=session.cluster.get(STATEFUL_SET, session.names.namespace, session.names.name),
+        claim=session.cluster.get(CLAIM, session.names.namespace, session.names.claim),
     )
     plan = images.plan_images(_with_mirror(settings, found.mirror), content, found.registry, found.platform)
     image = deployed_image(found.live)

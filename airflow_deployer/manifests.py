@@ -10,7 +10,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_deployer import __version__, airflow_settings, credentials
+from airflow_deployer import __version__, airflow_settings, credentials, database_image
 from airflow_deployer.airflow_profiles import environment
 from airflow_deployer.config import Amounts, ContainerResources, Settings
 
@@ -45,6 +45,14 @@ _VOLUME = "/var/lib/postgresql/volume"
 _POSTGRES = (
     f"exec 9>{_VOLUME}/.lock\n"
     "flock --nonblock 9 || { echo 'waiting: another Postgres still holds the volume'; flock 9; }\n"
+    # Postgres refuses another major version's directory too, but nobody reads its words in the pod's status.
+    'major=$(postgres --version | sed "s/[^0-9]*\\([0-9]*\\).*/\\1/")\n'
+    'data=$(cat "$PGDATA/PG_VERSION" 2>/dev/null || echo "$major")\n'
+    'if [ "${data%%.*}" != "$major" ]; then\n'
+    '  echo "The volume holds data of PostgreSQL $data, which PostgreSQL $major cannot read; nothing was changed."'
+    " | tee /dev/termination-log\n"
+    "  exit 1\n"
+    "fi\n"
     "exec docker-entrypoint.sh postgres -c listen_addresses=127.0.0.1\n"
 )
 
@@ -174,8 +182,15 @@ def make_pull_secret(names: Names, docker_config_json: str) -> Object:
     }
 
 
-def make_claim(names: Names, settings: Settings) -> Object:
-    """The volume claim that holds the database and the task logs."""
+def make_claim(names: Names, settings: Settings, *, postgres_image: str) -> Object:
+    """The volume claim that holds the database and the task logs.
+
+    Args:
+        postgres_image: the database's image, whose major version the data has.
+    """
+    metadata = _metadata(names, names.claim)
+    if (major := database_image.major_version(postgres_image)) is not None:
+        metadata["annotations"] = {database_image.POSTGRES_MAJOR: str(major)}
     spec: Object = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": settings.storage.size}},
@@ -185,7 +200,7 @@ def make_claim(names: Names, settings: Settings) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": _metadata(names, names.claim),
+        "metadata": metadata,
         "spec": spec,
     }
 

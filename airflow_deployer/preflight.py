@@ -104,8 +104,8 @@ def check_namespace(cluster: Cluster, namespace: str) -> bool:
     return True
 
 
-def check_storage(cluster: Cluster, names: Names, settings: Settings) -> None:
-    """Make sure that the claim can be provisioned or grown as asked.
+def check_storage(cluster: Cluster, names: Names, settings: Settings) -> Object | None:
+    """Make sure that the claim can be provisioned or grown as asked; return the one that there is.
 
     Raises:
         ConfigurationError: the named StorageClass does not exist, or the size would shrink.
@@ -114,12 +114,12 @@ def check_storage(cluster: Cluster, names: Names, settings: Settings) -> None:
     claim = cluster.get(CLAIM, names.namespace, names.claim)
     if claim is not None:
         _check_size(names, claim, settings)
-        return
+        return claim
     try:
         classes: list[Object] = cluster.list_objects(STORAGE_CLASS, None)["items"]
     except ApiError as error:
         if error.status == 403:  # not ours to see: the wait will tell
-            return
+            return None
         raise
     known = sorted(item["metadata"]["name"] for item in classes)
     wanted = settings.storage.class_
@@ -129,7 +129,7 @@ def check_storage(cluster: Cluster, names: Names, settings: Settings) -> None:
                 f"The StorageClass {wanted!r} (storage.class) does not exist in context {cluster.context.name!r}.",
                 hint=f"choose one of: {', '.join(known)}" if known else "the cluster has none: install a provisioner",
             )
-        return
+        return None
     if not any(item["metadata"].get("annotations", {}).get(_DEFAULT_CLASS) == "true" for item in classes):
         raise ClusterError(
             f"The cluster of context {cluster.context.name!r} has no default StorageClass, so the volume of "
@@ -138,6 +138,7 @@ def check_storage(cluster: Cluster, names: Names, settings: Settings) -> None:
             if known
             else "install a volume provisioner, or use a local cluster: deployer cluster up",
         )
+    return None
 
 
 def _check_size(names: Names, claim: Object, settings: Settings) -> None:
