@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -150,7 +150,7 @@ def plan_images(settings: Settings, content: ProjectContent, address: RegistryAd
         RegistryError: `images.base` is not in its registry.
     """
     ready = _ready_base(settings) if settings.images.base else None
-    base_files = () if ready else read_folder(_base_image_folder())
+    base_files = () if ready else _base_files(settings.airflow.version)
     parent = public_image(settings.parent_image, settings.images.mirror)
     profile = settings.airflow.profile.pod_document()
     base_tag = files_id(base_files, parent, settings.airflow.version, profile, platform)[:CONTENT_TAG_LENGTH]
@@ -586,6 +586,16 @@ def _base_image_folder() -> Path:
     package = Path(__file__).parent
     installed = package / "base_image"
     return installed if installed.is_dir() else package.parent / "base-image"
+
+
+def _base_files(version: str) -> tuple[File, ...]:
+    """The base image's build context; of the locks only the version's own, so that no other one changes its tag."""
+    files = read_folder(_base_image_folder())
+    lock = next(file for file in files if file.path == f"requirements/{version}.txt")
+    return (
+        *(file for file in files if not file.path.startswith("requirements/")),
+        replace(lock, path="requirements.txt"),
+    )
 
 
 def _ready_base(settings: Settings) -> ImageRef:

@@ -85,6 +85,7 @@ def test_a_ready_made_base_image_is_used_by_its_digest(content: ProjectContent) 
 def test_the_base_images_context_is_there(content: ProjectContent) -> None:
     paths = {file.path for file in plan(content).base_files}
     assert {"Dockerfile", "requirements.txt", "airflow_deployer_pod/supervisor.py"} <= paths
+    assert not [path for path in paths if path.startswith("requirements/")], "another version's lock changes the tag"
 
 
 def test_the_dockerfile_of_dags_alone(content: ProjectContent) -> None:
