@@ -27,6 +27,7 @@ from airflow_deployer import (
     objects,
     preflight,
     rollout,
+    upgrades,
     verification,
 )
 from airflow_deployer.cluster import (
@@ -77,6 +78,10 @@ class _Found:
     claim: Object | None
     pod: Object | None = None
     live_content: str | None = None
+
+    @property
+    def data_version(self) -> str | None:
+        return upgrades.data_version(self.claim, self.live, self.pod)
 
 
 @dataclass
@@ -449,7 +454,12 @@ def _objects(session: Session, image: Image, found: _Found) -> list[Object]:
         pull_secret = names.pull_secret
         bodies.append(manifests.make_pull_secret(names, base64.b64encode(login).decode()))
     bodies += [
-        manifests.make_claim(names, settings, postgres_image=postgres_image),
+        manifests.make_claim(
+            names,
+            settings,
+            postgres_image=postgres_image,
+            airflow_version=found.data_version or settings.airflow.version,
+        ),
         manifests.make_service(names),
         manifests.make_stateful_set(names, settings, image, postgres_image=postgres_image, pull_secret=pull_secret),
     ]

@@ -76,6 +76,10 @@ class RolloutError(DeployerError):
     """The pod did not become ready; the message carries the diagnosis."""
 
 
+class UpgradeError(DeployerError):
+    """The database belongs to another Airflow version, and moving it was not asked for, cannot be, or failed."""
+
+
 class AirflowError(DeployerError):
     """Airflow itself reports that a component is unhealthy, or refuses a request."""
 

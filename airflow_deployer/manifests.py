@@ -20,6 +20,9 @@ MANAGED_BY = "airflow-deployer"
 CONTENT_ID = "airflow-deployer/content-id"
 IMAGE_ID = "airflow-deployer/image-id"
 VERSION = "airflow-deployer/version"
+AIRFLOW_VERSION = "airflow-deployer/airflow-version"
+"""Annotation of the volume claim: the Airflow version that the database on it belongs to."""
+
 RUNTIME_ID = "airflow-deployer/runtime-id"
 """Annotation of the pod template: the id of everything in the image that is not DAG content."""
 
@@ -182,15 +185,17 @@ def make_pull_secret(names: Names, docker_config_json: str) -> Object:
     }
 
 
-def make_claim(names: Names, settings: Settings, *, postgres_image: str) -> Object:
+def make_claim(names: Names, settings: Settings, *, postgres_image: str, airflow_version: str) -> Object:
     """The volume claim that holds the database and the task logs.
 
     Args:
         postgres_image: the database's image, whose major version the data has.
+        airflow_version: the Airflow version that the database belongs to.
     """
     metadata = _metadata(names, names.claim)
+    metadata["annotations"] = {AIRFLOW_VERSION: airflow_version}
     if (major := database_image.major_version(postgres_image)) is not None:
-        metadata["annotations"] = {database_image.POSTGRES_MAJOR: str(major)}
+        metadata["annotations"][database_image.POSTGRES_MAJOR] = str(major)
     spec: Object = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": settings.storage.size}},

@@ -344,7 +344,9 @@ def test_a_volume_whose_secret_is_gone(project: Project) -> None:
     cluster, names = project.cluster, project.names
     cluster.create(NAMESPACE, None, make_namespace(names.namespace))
     settings = config.load(project.folder, config_file=None, env={}, overrides={})
-    claim = cluster.create(CLAIM, names.namespace, make_claim(names, settings, postgres_image="postgres:17"))
+    claim = cluster.create(
+        CLAIM, names.namespace, make_claim(names, settings, postgres_image="postgres:17", airflow_version="3.3.2")
+    )
 
     result = project.deployer("up")
     assert result.code == 1, result

@@ -34,7 +34,9 @@ def every_object() -> list[dict[str, Any]]:
         manifests.make_namespace("team-a"),
         manifests.make_secret(NAMES, credentials.new()),
         manifests.make_pull_secret(NAMES, "e30="),
-        manifests.make_claim(NAMES, Settings(storage=Storage(class_="fast")), postgres_image="postgres:17"),
+        manifests.make_claim(
+            NAMES, Settings(storage=Storage(class_="fast")), postgres_image="postgres:17", airflow_version="3.3.2"
+        ),
         manifests.make_service(NAMES),
         stateful_set(pull_secret="airflow-registry"),
         manifests.make_pull_pod(NAMES, [IMAGE.reference], node="node", pull_secrets=[]),
@@ -113,11 +115,14 @@ def test_a_pull_secret_is_named_only_when_there_is_one() -> None:
 
 
 def test_the_claim_leaves_the_class_to_the_cluster_unless_one_is_named() -> None:
-    assert "storageClassName" not in manifests.make_claim(NAMES, Settings(), postgres_image="postgres:17")["spec"]
     assert (
-        manifests.make_claim(NAMES, Settings(storage=Storage(class_="fast")), postgres_image="postgres:17")["spec"][
-            "storageClassName"
-        ]
+        "storageClassName"
+        not in manifests.make_claim(NAMES, Settings(), postgres_image="postgres:17", airflow_version="3.3.2")["spec"]
+    )
+    assert (
+        manifests.make_claim(
+            NAMES, Settings(storage=Storage(class_="fast")), postgres_image="postgres:17", airflow_version="3.3.2"
+        )["spec"]["storageClassName"]
         == "fast"
     )
 
