@@ -40,7 +40,7 @@ CONTENT_PATH = "/content"
 # On top of `timeouts.drain`: for the API server's own stop and the database's last checkpoint.
 _STOP_SECONDS = 60
 
-_RUN = "/run/airflow-deployer"
+RUN = "/run/airflow-deployer"
 _VOLUME = "/var/lib/postgresql/volume"
 
 # One lock on the volume, inherited by every backend: while any process of an earlier Postgres lives, even one whose pod
@@ -61,7 +61,7 @@ _POSTGRES = (
 
 # Both containers get SIGTERM in any order. The supervisor holds this lock for as long as it lives, so Postgres stays
 # until Airflow has stopped, or has died in whatever way.
-_POSTGRES_PRE_STOP = f"flock --timeout SECONDS {_RUN}/supervisor.lock true; true"
+_POSTGRES_PRE_STOP = f"flock --timeout SECONDS {RUN}/supervisor.lock true; true"
 
 
 @dataclass(frozen=True)
@@ -376,7 +376,7 @@ def _postgres(image: str, resources: ContainerResources, *, wait: int) -> Object
         "securityContext": _restricted(POSTGRES_UID) | {"readOnlyRootFilesystem": True},
         "volumeMounts": [
             {"name": "data", "mountPath": _VOLUME, "subPath": "postgres"},
-            {"name": "run", "mountPath": _RUN},
+            {"name": "run", "mountPath": RUN},
             {"name": "postgres-run", "mountPath": "/var/run/postgresql"},
             {"name": "postgres-tmp", "mountPath": "/tmp"},  # noqa: S108 - a mount of its own, not the host's
             {"name": "postgres-secrets", "mountPath": airflow_settings.SECRETS, "readOnly": True},
@@ -407,7 +407,7 @@ def _airflow(image: Image, settings: Settings) -> Object:
         "volumeMounts": [
             {"name": "data", "mountPath": f"{airflow_settings.HOME}/logs", "subPath": "logs"},
             {"name": "data", "mountPath": f"{airflow_settings.HOME}/content", "subPath": "content"},
-            {"name": "run", "mountPath": _RUN},
+            {"name": "run", "mountPath": RUN},
             {"name": "airflow-secrets", "mountPath": airflow_settings.SECRETS, "readOnly": True},
         ],
     }

@@ -21,6 +21,10 @@ _STDERR_KEPT = 8192
 _FRAME = 1 << 20
 
 
+class CommandError(UnavailableError):
+    """The command ran and ended with an exit code other than 0; the message holds the last line it complained with."""
+
+
 class PodExec:
     """A command that runs; made by `start`, ended by `close` or by itself.
 
@@ -31,7 +35,7 @@ class PodExec:
         self._stream = stream
         self._stdout = bytearray()
         self._stderr = bytearray()
-        self._outcome = ""
+        self._outcome: str | None = None
 
     @classmethod
     async def start(cls, api: ApiServer, namespace: str, pod: str, container: str, command: Sequence[str]) -> PodExec:
@@ -48,8 +52,12 @@ class PodExec:
     @property
     def trouble(self) -> str:
         """Why the command ended, as far as it is known: its outcome, and the end of its standard error."""
-        lines = self._stderr.decode(errors="replace").strip().splitlines()
-        return ": ".join(filter(None, (self._outcome, lines[-1] if lines else "")))
+        return ": ".join(filter(None, (self._outcome, *self.complaints[-1:])))
+
+    @property
+    def complaints(self) -> list[str]:
+        """The last lines of the command's standard error, as far as they have been received."""
+        return self._stderr.decode(errors="replace").strip().splitlines()
 
     async def write(self, data: bytes) -> None:
         """Write to the command's standard input, no faster than it takes it.
@@ -71,21 +79,52 @@ class PodExec:
             UnavailableError: it ended, or the stream broke, before so many bytes came.
         """
         while len(self._stdout) < size:
-            await self._receive()
+            if not await self._receive():
+                raise UnavailableError(f"the command in the pod ended: {self.trouble or 'nothing more came'}")
         data = bytes(self._stdout[:size])
         del self._stdout[:size]
         return data
+
+    async def read(self) -> bytes:
+        """Read what comes next on the command's standard output; empty once the command has ended well.
+
+        Raises:
+            CommandError: the command has failed.
+            UnavailableError: the stream broke.
+        """
+        while not self._stdout:
+            if not await self._receive():
+                return b""
+        data = bytes(self._stdout)
+        self._stdout.clear()
+        return data
+
+    async def read_line(self) -> bytes:
+        """Read a line of the command's standard output, without its end; errors as of `read_exactly`."""
+        searched = 0
+        while (end := self._stdout.find(b"\n", searched)) < 0:
+            searched = len(self._stdout)
+            if not await self._receive():
+                raise UnavailableError(f"the command in the pod ended: {self.trouble or 'nothing more came'}")
+        line = bytes(self._stdout[:end])
+        del self._stdout[: end + 1]
+        return line
 
     async def close(self) -> None:
         """End the stream, and with it the command's standard input."""
         await close_stream(self._stream)
 
-    async def _receive(self) -> None:
+    async def _receive(self) -> bool:
+        """Take in what comes next; False once the command has ended well and nothing is left."""
         from aiohttp import WSMsgType
 
         message = await self._stream.receive()
         if message.type is not WSMsgType.BINARY:
-            raise UnavailableError(f"the command in the pod ended: {self.trouble or 'the stream broke'}")
+            if self._outcome is None:
+                raise UnavailableError(f"the stream to the pod broke: {self.trouble or 'the other end has closed it'}")
+            if self._outcome:
+                raise CommandError(f"the command in the pod ended: {self.trouble}")
+            return False
         channel, payload = message.data[0], memoryview(message.data)[1:]
         if channel == _STDOUT:
             self._stdout += payload
@@ -94,6 +133,7 @@ class PodExec:
             del self._stderr[:-_STDERR_KEPT]
         elif channel == _OUTCOME:
             self._outcome = _outcome(bytes(payload))
+        return True
 
 
 def _outcome(payload: bytes) -> str:

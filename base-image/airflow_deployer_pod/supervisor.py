@@ -16,6 +16,10 @@ Order of a stop (SIGTERM, SIGINT, or a process that died): scheduler first, API 
 report to it; then whatever is left over is killed. As long as this process lives it holds the lock on the file
 `supervisor.lock`, and Postgres waits for that lock before it stops: however this process ends, the kernel frees it.
 A second signal cuts the wait for running tasks short.
+
+Whoever replaces the database asks for a hold: a lock on the file `hold`, which `deployer` takes through the container
+`postgres`. As long as somebody holds it nothing of Airflow runs, which the file `held` says; then everything starts
+again. The kernel frees the lock however its holder ends.
 """
 
 from __future__ import annotations
@@ -77,6 +81,10 @@ class StopRequestedError(Exception):
     """SIGTERM or SIGINT arrived."""
 
 
+class HoldRequestedError(Exception):
+    """Somebody holds the lock that keeps Airflow stopped."""
+
+
 class LoginRefusedError(Exception):
     """Postgres answers, but does not let this user in, or has no such database."""
 
@@ -122,7 +130,8 @@ class Settings:
 
     Args:
         secrets: the mounted Secret: `sql-alchemy-conn` and `simple-auth-passwords.json` are read.
-        shared: the emptyDir shared with the container `postgres`; the file `supervisor.lock` is locked there.
+        shared: the emptyDir shared with the container `postgres`; the files `supervisor.lock` and `hold` are locked
+            there.
         airflow_home: a writable directory.
         content: the DAG content on the volume.
         image_content: the DAG content of the image.
@@ -548,9 +557,8 @@ class Supervisor:
             answers = {"/livez": self.liveness, "/readyz": self.readiness, "/content": self.content}
             probes = ProbeServer(self.settings.probe_port, answers)
             threading.Thread(target=probes.serve_forever, name="probes", daemon=True).start()
-            self._start()
             while True:
-                self._step(1.0)
+                self._live_until_held()
         except StopRequestedError:
             self.log("Stopping: the container is asked to end.")
         except StartError as error:
@@ -562,6 +570,8 @@ class Supervisor:
             exit_code = 1
             self.log(f"Stopping: the supervisor itself failed: {error!r}")
             self._report(f"The supervisor itself failed: {error!r}")
+        # A signal that arrives from now on means: do not wait.
+        self._signals = 0
         self._stop()
         self.log(f"Stopped after {time.monotonic() - self._started:.1f} s.")
         os.close(self._log_pipe)
@@ -571,6 +581,59 @@ class Supervisor:
         if lock is not None:
             os.close(lock)
         return exit_code
+
+    def _live_until_held(self) -> None:
+        """Start Airflow once nobody holds it, and return when it has stopped for somebody who does."""
+        self._stay_held()
+        try:
+            self._start()
+            while True:
+                self._step(1.0)
+        except HoldRequestedError:
+            self.log("Stopping: Airflow is to be held.")
+        self._stop()
+        self.processes.clear()
+        self._api_answered = False
+
+    def _stay_held(self) -> None:
+        """Wait, with nothing of Airflow running, until nobody asks for that any more."""
+        mark = self.settings.shared / "held"
+        # One that was left by a life that was killed would promise what is not so.
+        mark.unlink(missing_ok=True)
+        if not self._is_held():
+            return
+        self._enter("held")
+        mark.touch()
+        try:
+            while self._is_held():
+                self._wait_for_event(0.2)
+                if self._signals:
+                    raise StopRequestedError
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def _is_held(self) -> bool:
+        """Whether somebody has locked the file `hold`."""
+        try:
+            descriptor = os.open(self.settings.shared / "hold", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _is_hurried(self) -> bool:
+        """Whether running tasks are not to be waited for: a second signal, or a hold that says `now`."""
+        if self._signals:
+            return True
+        try:
+            return self._is_held() and (self.settings.shared / "hold").read_text(encoding="ascii").strip() == "now"
+        except FileNotFoundError:
+            return False
 
     def _lock(self) -> int:
         """Hold the lock that Postgres waits for before it stops; children do not inherit the descriptor."""
@@ -755,11 +818,15 @@ class Supervisor:
 
         Raises:
             StopRequestedError: a signal asks us to stop.
+            HoldRequestedError: somebody holds Airflow.
             StartError: one of the processes that must run has ended.
         """
         self._wait_for_event(seconds)
         if self._signals:
             raise StopRequestedError
+        # What is half done now would have to be done again: a migration, a copy of the DAG content.
+        if self.phase not in ("migrating the database", "preparing the content") and self._is_held():
+            raise HoldRequestedError
         for process in self.processes.values():
             if process.exit_code is not None and process.component is not self.migration:
                 reason = " Postgres does not answer." if self._postgres_is_away() else ""
@@ -903,8 +970,6 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._enter("stopping")
-        # A signal that arrives from now on means: do not wait.
-        self._signals = 0
         self._end_parent()
         scheduler = self.processes.get(self.scheduler.name)
         if scheduler and scheduler.running:
@@ -950,7 +1015,7 @@ class Supervisor:
         begin = time.monotonic()
         last_task = begin
         told = False
-        while scheduler.running and (now := time.monotonic()) < begin + seconds and not self._signals:
+        while scheduler.running and (now := time.monotonic()) < begin + seconds and not self._is_hurried():
             if self._runs_tasks(scheduler):
                 last_task = now
                 if not told and now - begin > 1.0:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from airflow_deployer_pod import content_store
 
+from airflow_deployer import hold
 from tests.unit.base_image.conftest import POD_PACKAGE
 
 HEALTHY = {
@@ -295,7 +296,7 @@ class Life:
         self.folder = folder
         self.probe_port = ports[1]
         for name in ("secrets", "shared", "home"):
-            (folder / name).mkdir()
+            (folder / name).mkdir(exist_ok=True)
         if programs.get("password-file", True):
             (folder / "secrets" / "simple-auth-passwords.json").write_text('{"admin": "pw"}')
         (folder / "stand_in.py").write_text(STAND_IN)
@@ -620,3 +621,93 @@ def test_a_port_that_is_taken_is_fatal(start: Start, tmp_path: Path, unused_port
         life = start()
         assert life.end() == 1
     assert "Address already in use" in (tmp_path / "termination-log").read_text()
+
+
+class Holder:
+    """What `airflow_deployer.hold` runs in the container `postgres`, with the test's own folder."""
+
+    def __init__(self, folder: Path, *, how: str = "drain") -> None:
+        self.process = subprocess.Popen(
+            ["bash", "-c", hold.SCRIPT, "hold", str(folder / "shared"), how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def said(self) -> str:
+        """The next line, once it is there."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def end(self) -> str:
+        """Close its input, as the end of the connection does; what it complained about."""
+        return self.process.communicate(timeout=10)[1]
+
+
+def test_a_hold_stops_airflow_and_its_end_starts_it_again(start: Start, tmp_path: Path) -> None:
+    life = start()
+    life.wait_for("[scheduler] started")
+    holder = Holder(tmp_path)
+    assert holder.said() == "held\n"
+    status, document = life.get("/readyz")
+    assert (status, document["phase"], document["missing"], document["processes"]) == (503, "held", ["held"], {})
+    assert life.get("/livez")[0] == 200
+    # Postgres, and whoever waits for Airflow's end, still sees somebody who lives.
+    assert is_locked(tmp_path / "shared" / "supervisor.lock")
+    assert "another deployer holds Airflow" in Holder(tmp_path).end()
+    order = positions(life.lines, "Airflow is to be held", "[scheduler] ending", "[api-server] ending", "Held (")
+    assert order == sorted(order)
+
+    begun = len(life.lines)
+    assert holder.end() == ""
+    deadline = time.monotonic() + 10
+    while life.get("/readyz")[0] != 200:
+        assert time.monotonic() < deadline, life.lines
+        time.sleep(0.05)
+    again = life.lines[begun:]
+    order = positions(again, "Starting api-server", "[api-server] answering", "[scheduler] started")
+    assert order == sorted(order)
+    assert not (tmp_path / "shared" / "held").exists()
+    life.process.terminate()
+    assert life.end() == 0
+
+
+def test_a_hold_that_is_killed_is_over(start: Start, tmp_path: Path) -> None:
+    life = start()
+    life.wait_for("[scheduler] started")
+    holder = Holder(tmp_path)
+    assert holder.said() == "held\n"
+    holder.process.kill()
+    holder.end()
+    deadline = time.monotonic() + 10
+    while life.get("/readyz")[0] != 200:
+        assert time.monotonic() < deadline, life.lines
+        time.sleep(0.05)
+
+
+def test_a_hold_waits_for_running_tasks_unless_it_is_urgent(start: Start, tmp_path: Path) -> None:
+    life = start(scheduler=WITH_WORKER, stop_seconds=60.0)
+    task = task_of(life)
+    holder = Holder(tmp_path)
+    life.wait_for("Waiting up to 60 s for running tasks")
+    assert Path(f"/proc/{task}").exists()
+    holder.end()
+    holder = Holder(tmp_path, how="now")
+    assert holder.said() == "held\n"
+    assert not Path(f"/proc/{task}").exists()
+    holder.end()
+
+
+def test_whoever_holds_airflow_holds_its_next_life_too(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    holder = Holder(tmp_path)
+    assert holder.said() == "held\n", "no supervisor runs, so nothing has to stop"
+    (tmp_path / "shared" / "held").touch()  # as a life that was killed leaves it
+    life = start()
+    life.wait_for("Held (")
+    assert not any("[scheduler]" in line for line in life.lines)
+    life.process.terminate()
+    assert life.end() == 0
+    assert not (tmp_path / "shared" / "held").exists()
+    holder.end()
