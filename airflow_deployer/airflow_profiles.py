@@ -54,8 +54,10 @@ class Profile:
         web: serves the UI and the API on `API_PORT`; started first, stopped last.
         scheduler: runs the tasks; started when `web` answers, stopped first.
         others: started beside `web`.
-        migration: arguments of `airflow` that bring the schema up to date.
+        migration: brings the schema up to date.
         fork: whether one parent may import Airflow and fork the processes.
+        first_imports: what the migration has loaded: modules that the parent must have before anything is forked.
+        imports: what else the processes have loaded once they run, and what most DAGs import.
         login: how the admin user comes to be: `simple` (a password file) or `fab` (a row that the pod adds).
         answer_path: answered with 200 as soon as `web` serves; needs no login.
         health_path: Airflow's health document.
@@ -82,7 +84,7 @@ class Profile:
     web: Process
     scheduler: Process
     others: tuple[Process, ...]
-    migration: tuple[str, ...]
+    migration: Process
     fork: bool
     login: Literal["simple", "fab"]
     answer_path: str
@@ -94,15 +96,16 @@ class Profile:
     versioned: bool
     wiring: Mapping[str, str]
     tuning: Mapping[str, str]
+    first_imports: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     secret_files: Mapping[str, str] = field(default_factory=dict)
 
     def pod_document(self) -> str:
         """What the pod has to know, as JSON: `profile.json` of the base image."""
         names = ("series", "fork", "login", "answer_path", "health_path", "health_components", "hot", "versioned")
-        document: dict[str, Any] = {name: getattr(self, name) for name in names}
+        document: dict[str, Any] = {name: getattr(self, name) for name in (*names, "first_imports", "imports")}
         document["secret_files"] = dict(self.secret_files)
-        document["migration"] = self.migration
-        document |= {name: dataclasses.asdict(getattr(self, name)) for name in ("web", "scheduler")}
+        document |= {name: dataclasses.asdict(getattr(self, name)) for name in ("web", "scheduler", "migration")}
         document["others"] = [dataclasses.asdict(process) for process in self.others]
         return json.dumps(document, sort_keys=True)
 
@@ -157,8 +160,43 @@ AIRFLOW_3 = Profile(
         # without a delay.
         Process("triggerer", ("triggerer", "--skip-serve-logs"), stop_children=True, kill_seconds=8.0),
     ),
-    migration=("db", "migrate"),
+    migration=Process("migration", ("db", "migrate"), kill_seconds=10.0),
     fork=True,
+    first_imports=("airflow.__main__", "airflow.cli.commands.db_command", "airflow.utils.db"),
+    # `sys.modules` of each process, compared. `airflow.api_fastapi.main` is left out: it makes the application, and for
+    # that it loads the plugins.
+    imports=(
+        "airflow.cli.commands.dag_processor_command",
+        "airflow.cli.commands.triggerer_command",
+        "airflow.cli.commands.scheduler_command",
+        "airflow.callbacks.database_callback_sink",
+        "airflow.executors.local_executor",
+        "airflow.utils.serve_logs",
+        "multiprocessing.popen_fork",
+        "multiprocessing.queues",
+        "multiprocessing.synchronize",
+        "airflow.cli.commands.api_server_command",
+        "airflow.api_fastapi.app",
+        "airflow.api_fastapi.core_api.routes.public",
+        "airflow.api_fastapi.core_api.routes.ui",
+        "airflow.api_fastapi.execution_api.routes",
+        "airflow.api_fastapi.execution_api.versions",
+        "airflow.api_fastapi.auth.middlewares.refresh_token",
+        "airflow.api_fastapi.auth.managers.simple.simple_auth_manager",
+        "airflow.api_fastapi.auth.managers.simple.routes.login",
+        "uvicorn.lifespan.on",
+        "uvicorn.loops.auto",
+        "uvicorn.protocols.http.auto",
+        "uvicorn.protocols.websockets.auto",
+        "airflow.sdk",
+        "airflow.sdk.execution_time.task_runner",
+        "airflow.dag_processing.dagbag",
+        "airflow.providers.standard.operators.bash",
+        "airflow.providers.standard.operators.empty",
+        "airflow.providers.standard.operators.python",
+        "airflow_deployer_pod.dag_processor",
+        "airflow_deployer_pod.import_check",
+    ),
     login="simple",
     answer_path="/api/v2/version",
     health_path="/api/v2/monitor/health",
@@ -218,7 +256,7 @@ AIRFLOW_2 = Profile(
         Process("dag-processor", (), module="airflow_deployer_pod.dag_processor"),
         Process("triggerer", ("triggerer", "--skip-serve-logs"), stop_children=True, kill_seconds=8.0),
     ),
-    migration=("db", "migrate"),
+    migration=Process("migration", ("db", "migrate"), kill_seconds=10.0),
     fork=True,
     login="fab",
     answer_path="/health",
@@ -261,7 +299,7 @@ AIRFLOW_1 = Profile(
     web=Process("webserver", ("webserver",), kill_seconds=8.0),
     scheduler=Process("scheduler", ("scheduler",)),
     others=(),
-    migration=("upgradedb",),
+    migration=Process("migration", ("upgradedb",), kill_seconds=10.0),
     fork=False,
     login="fab",
     answer_path="/health",

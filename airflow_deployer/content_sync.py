@@ -23,7 +23,7 @@ from airflow_deployer.manifests import Names
 from airflow_deployer.pod_exec import PodExec
 from airflow_deployer.reports import ImportErrorReport
 
-AGENT = ("/opt/airflow/bin/python", "-P", "-m", "airflow_deployer_pod.content_agent")
+AGENT = ("/opt/airflow/bin/python", "-m", "airflow_deployer_pod.content_agent")
 
 REPLACE_HINT = (
     "deployer status   shows the state of the pod; deployer up --replace   brings the content with a new pod instead, "

@@ -46,13 +46,7 @@ STABLE_SUFFIX = ".stable"
 
 _DAGS_STEP = f"COPY dags {IMAGE_CONTENT}/dags\n"
 
-IMPORT_CHECK = (
-    "/opt/airflow/bin/python",
-    "-P",
-    "-m",
-    "airflow_deployer_pod.import_check",
-    f"{IMAGE_CONTENT}/dags",
-)
+IMPORT_CHECK = ("/opt/airflow/bin/python", "-m", "airflow_deployer_pod.import_check", f"{IMAGE_CONTENT}/dags")
 AIRFLOW_USER = "50000:50000"
 PING_TIMEOUT = 10.0
 TRANSFER_TIMEOUT = 300.0

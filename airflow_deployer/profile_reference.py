@@ -54,7 +54,7 @@ _ROWS: tuple[tuple[str, Callable[[Profile], str]], ...] = (
     ("Further requirements", lambda p: ", ".join(f"`{each}`" for each in p.requirements) or "none"),
     ("Processes", _processes),
     ("Forked from one parent", lambda p: _yes(p.fork)),
-    ("Migration", lambda p: f"`airflow {' '.join(p.migration)}`"),
+    ("Migration", lambda p: f"`{_command(p.migration)}`"),
     ("Login", lambda p: {"simple": "SimpleAuthManager", "fab": "Flask-AppBuilder"}[p.login] + ", user `admin`"),
     ("Ready when answered", lambda p: f"`{p.answer_path}`"),
     ("Health", lambda p: f"`{p.health_path}`: {', '.join(p.health_components)}"),

@@ -29,44 +29,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-CHECK_SOCKET = Path("/run/airflow-deployer/check.sock")
+from airflow_deployer_pod.profile import Profile
 
-# What a migration needs: it may begin while the rest is still imported.
-FIRST_IMPORTS = ("airflow.__main__", "airflow.cli.commands.db_command", "airflow.utils.db")
-# What else the processes have loaded once they run (`sys.modules` of each, compared), and what most DAGs import.
-# `airflow.api_fastapi.main` is left out: it makes the application, and for that it loads the plugins.
-IMPORTS = (
-    "airflow.cli.commands.dag_processor_command",
-    "airflow.cli.commands.triggerer_command",
-    "airflow.cli.commands.scheduler_command",
-    "airflow.callbacks.database_callback_sink",
-    "airflow.executors.local_executor",
-    "airflow.utils.serve_logs",
-    "multiprocessing.popen_fork",
-    "multiprocessing.queues",
-    "multiprocessing.synchronize",
-    "airflow.cli.commands.api_server_command",
-    "airflow.api_fastapi.app",
-    "airflow.api_fastapi.core_api.routes.public",
-    "airflow.api_fastapi.core_api.routes.ui",
-    "airflow.api_fastapi.execution_api.routes",
-    "airflow.api_fastapi.execution_api.versions",
-    "airflow.api_fastapi.auth.middlewares.refresh_token",
-    "airflow.api_fastapi.auth.managers.simple.simple_auth_manager",
-    "airflow.api_fastapi.auth.managers.simple.routes.login",
-    "uvicorn.lifespan.on",
-    "uvicorn.loops.auto",
-    "uvicorn.protocols.http.auto",
-    "uvicorn.protocols.websockets.auto",
-    "airflow.sdk",
-    "airflow.sdk.execution_time.task_runner",
-    "airflow.dag_processing.dagbag",
-    "airflow.providers.standard.operators.bash",
-    "airflow.providers.standard.operators.empty",
-    "airflow.providers.standard.operators.python",
-    "airflow_deployer_pod.dag_processor",
-    "airflow_deployer_pod.import_check",
-)
+CHECK_SOCKET = Path("/run/airflow-deployer/check.sock")
 
 _REAP_SECONDS = 1.0
 _MESSAGE_BYTES = 65536
@@ -138,8 +103,8 @@ class Parent:
         self,
         commands: socket.socket,
         check_socket: Path = CHECK_SOCKET,
-        first_imports: Collection[str] = FIRST_IMPORTS,
-        imports: Collection[str] = IMPORTS,
+        first_imports: Collection[str] = (),
+        imports: Collection[str] = (),
         answer: str = "airflow_deployer_pod.import_check:answer",
     ) -> None:
         self._commands = commands
@@ -328,7 +293,8 @@ def set_title(title: str) -> None:
 def main(descriptor: int) -> None:
     """Run the parent with the inherited socket `descriptor`."""
     set_title("airflow-deployer parent")
-    Parent(socket.socket(fileno=descriptor)).run()
+    profile = Profile.read()
+    Parent(socket.socket(fileno=descriptor), CHECK_SOCKET, profile.first_imports, profile.imports).run()
 
 
 if __name__ == "__main__":

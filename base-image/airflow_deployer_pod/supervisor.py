@@ -3,16 +3,18 @@
 PID 1 of the container `airflow`. It imports nothing but the standard library (and the database driver, for one check),
 so that it is there at once and stays small; Airflow itself runs in its children.
 
+Which processes those are depends on the series of Airflow in the image, and stands in its profile (`profile.py`).
+
 Order of a start: the parent that imports Airflow and forks the others (`parent.py`), which takes as long as Postgres
 takes to start; the DAG content on the volume (`content_store.py`); wait for Postgres, compare the schema with the
-revisions that were written down when the image was built (`schema_revisions.py`), `airflow db migrate` only where it is
-behind, everything that runs no tasks, and once the API server answers the scheduler: Airflow 3's tasks talk to that
-server, and one that meets a closed port has burned its attempt.
+revisions that were written down when the image was built (`schema_revisions.py`), the migration only where it is behind,
+everything that runs no tasks, and once the web server answers the scheduler: Airflow 3's tasks talk to that server, and
+one that meets a closed port has burned its attempt.
 
 What the parent cannot start, because it is turned off, has died or refuses, is spawned: slower, and otherwise the same.
 Airflow goes on when the parent dies later; another one is started for the checks of staged DAG files.
 
-Order of a stop (SIGTERM, SIGINT, or a process that died): scheduler first, API server last, because running tasks
+Order of a stop (SIGTERM, SIGINT, or a process that died): scheduler first, web server last, because running tasks
 report to it; then whatever is left over is killed. As long as this process lives it holds the lock on the file
 `supervisor.lock`, and Postgres waits for that lock before it stops: however this process ends, the kernel frees it.
 A second signal cuts the wait for running tasks short.
@@ -38,7 +40,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,16 +48,14 @@ from typing import Any, Literal
 from airflow_deployer_pod.airflow_database import libpq_url
 from airflow_deployer_pod.content_store import CONTENT_FOLDER, IMAGE_FOLDER, ContentError, Store
 from airflow_deployer_pod.parent import CHECK_SOCKET, Link
-
-# What `GET /api/v2/monitor/health` reports on; it answers HTTP 200 whatever their state, so the JSON has to be read.
-HEALTH_COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+from airflow_deployer_pod.profile import Component, Profile
 
 POSTGRES_SECONDS = 300.0  # initdb on a slow disk, or the lock on the volume that a killed pod's survivor still holds
 LOGIN_REFUSED_SECONDS = 15.0  # a server that is still being set up may refuse the login for a moment
 MIGRATION_SECONDS = 1800.0
 PARENT_SECONDS = 120.0  # the import of Airflow, then each fork; what takes longer is killed and done without
 PARENT_PAUSE_SECONDS = 60.0  # from one start of a parent that keeps dying to the next
-API_SERVER_SECONDS = 180.0
+WEB_SECONDS = 180.0
 QUIET_SECONDS = 2.0  # a scheduler that has had no task for so long waits for none, and ends in one second
 RELEASE_SECONDS = 5.0  # what the scheduler gets to end its job cleanly once its workers are gone
 SWEEP_SECONDS = 5.0
@@ -89,39 +89,7 @@ class LoginRefusedError(Exception):
     """Postgres answers, but does not let this user in, or has no such database."""
 
 
-@dataclass(frozen=True)
-class Component:
-    """One of Airflow's processes and how patiently it is stopped.
-
-    Args:
-        name: prefix of its log lines.
-        argv: the command.
-        entry: the same as a function, `module:function`, for a process that is forked and reads `argv` from `sys.argv`.
-        kill_seconds: send SIGKILL after this time. The scheduler's is `Settings.stop_seconds` instead.
-        stop_children: send SIGTERM to its children too.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    entry: str = "airflow.__main__:main"
-    kill_seconds: float = 5.0
-    stop_children: bool = False
-
-
-PARENT = Component("parent", (sys.executable, "-P", "-m", "airflow_deployer_pod.parent"))
-# It closes its port at once, finishes the requests it has, and where it is not forked then spends seconds on taking its
-# own objects apart.
-API_SERVER = Component("api-server", ("airflow", "api-server"), kill_seconds=2.0)
-SCHEDULER = Component("scheduler", ("airflow", "scheduler", "--skip-serve-logs"))
-DAG_PROCESSOR = Component(
-    "dag-processor",
-    (sys.executable, "-P", "-m", "airflow_deployer_pod.dag_processor"),
-    entry="airflow_deployer_pod.dag_processor:main",
-)
-# Alone with its signal, the triggerer's parent waits ten seconds for a child that does not hear it; told both, they end
-# in one second, and the job is recorded as ended, so that the next triggerer takes over what waits without a delay.
-TRIGGERER = Component("triggerer", ("airflow", "triggerer", "--skip-serve-logs"), stop_children=True, kill_seconds=8.0)
-MIGRATION = Component("migration", ("airflow", "db", "migrate"), kill_seconds=10.0)
+PARENT = Component("parent", (sys.executable, "-m", "airflow_deployer_pod.parent"))
 
 
 @dataclass(frozen=True)
@@ -139,7 +107,7 @@ class Settings:
         deployed_at: when `deployer up` deployed it, in seconds since 1970.
         schema: what `schema_revisions.py` wrote.
         termination_log: Kubernetes' `terminationMessagePath`; the cause of a failure goes there.
-        api_port: Airflow's API server, on 127.0.0.1.
+        web_port: Airflow's UI and API, on 127.0.0.1.
         probe_port: `/livez` and `/readyz` are served there, on every address.
         stop_seconds: how long the scheduler may wait for running tasks.
         external_database_managers: whether more than Airflow's own schema has to be migrated, which the check by
@@ -157,7 +125,7 @@ class Settings:
     deployed_at: int = 0
     schema: Path = SCHEMA_FILE
     termination_log: Path = Path("/dev/termination-log")
-    api_port: int = 8080
+    web_port: int = 8080
     probe_port: int = 8081
     stop_seconds: float = 30.0
     external_database_managers: bool = False
@@ -180,7 +148,6 @@ class Settings:
 
         return cls(
             airflow_home=Path(environment.get("AIRFLOW_HOME", "/home/airflow")),
-            api_port=int(number("AIRFLOW__API__PORT", 8080)),
             stop_seconds=number("AIRFLOW_DEPLOYER_STOP_SECONDS", 30.0),
             external_database_managers=bool(environment.get("AIRFLOW__DATABASE__EXTERNAL_DB_MANAGERS", "").strip()),
             content_id=environment.get("AIRFLOW_DEPLOYER_CONTENT_ID", ""),
@@ -298,15 +265,23 @@ def read_schema(connection: Any) -> frozenset[str]:
         return recorded if all(cursor.fetchone()) else frozenset()
 
 
-def missing_components(health: Mapping[str, Any]) -> list[str]:
+def missing_components(health: Mapping[str, Any], components: Iterable[str]) -> list[str]:
     """Name the components that Airflow's health document does not call healthy, with the status it gives them."""
     missing = []
-    for name in HEALTH_COMPONENTS:
+    for name in components:
         entry = health.get(name)
         status = entry.get("status") if isinstance(entry, Mapping) else None
         if status != "healthy":
             missing.append(f"{name} is {status or 'not reported yet'}")
     return missing
+
+
+def exit_code_of(status: int) -> int:
+    """The exit code that a wait status stands for, negative for a signal.
+
+    `os.waitstatus_to_exitcode` does the same from Python 3.9 on; this package also runs on 3.8.
+    """
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def exit_cause(exit_code: int) -> str:
@@ -420,33 +395,40 @@ class _Source:
     pending: bytes = b""
 
 
-class ApiServer:
-    """What the API server on this host says about itself and the others."""
+class WebServer:
+    """What Airflow's web server on this host says about itself and the others."""
 
-    def __init__(self, port: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, port: int, profile: Profile, clock: Callable[[], float] = time.monotonic) -> None:
         self._port = port
+        self._profile = profile
         self._clock = clock
         self._lock = threading.Lock()
         self._health: Mapping[str, Any] | None = None
         self._health_at = float("-inf")
 
     def answers(self, timeout: float) -> bool:
-        """Whether `GET /api/v2/version` is answered with 200 in `timeout` s; it needs neither login nor database."""
-        return self._get("/api/v2/version", timeout) is not None
+        """Whether `Profile.answer_path` is answered with 200 in `timeout` s."""
+        return self._get(self._profile.answer_path, timeout) is not None
 
     def health(self, good_for: float = HEALTH_AGE_SECONDS) -> Mapping[str, Any] | None:
-        """`GET /api/v2/monitor/health`, asked at most once a second; None when it does not answer within 3 s.
+        """Airflow's health document, asked for at most once a second; None when there is no answer within 3 s.
+
+        It comes with HTTP 200 whatever the state of the components, so it has to be read.
 
         Args:
             good_for: seconds for which an answer that all is well is not asked for again.
         """
         with self._lock:
-            well = self._health is not None and not missing_components(self._health)
+            well = self._health is not None and not self.missing(self._health)
             if self._clock() - self._health_at >= (good_for if well else HEALTH_AGE_SECONDS):
-                document = self._get("/api/v2/monitor/health", 3.0)
+                document = self._get(self._profile.health_path, 3.0)
                 self._health = document if isinstance(document, dict) else None
                 self._health_at = self._clock()
             return self._health
+
+    def missing(self, health: Mapping[str, Any]) -> list[str]:
+        """What the health document does not call healthy."""
+        return missing_components(health, self._profile.health_components)
 
     def _get(self, path: str, timeout: float) -> Any | None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
@@ -506,19 +488,13 @@ class Supervisor:
 
     Args:
         settings: paths, ports and times.
-        api_server: started first, stopped last.
-        scheduler: started once the API server answers, stopped first; its children are the running tasks.
-        others: started with the API server; they run no tasks.
-        migration: brings the schema up to date.
+        profile: the processes of this series of Airflow.
         parent: forks the others; its last argument will be the descriptor of the socket that it inherits.
         output: descriptor that all log lines go to.
     """
 
     settings: Settings
-    api_server: Component = API_SERVER
-    scheduler: Component = SCHEDULER
-    others: tuple[Component, ...] = (DAG_PROCESSOR, TRIGGERER)
-    migration: Component = MIGRATION
+    profile: Profile
     parent: Component = PARENT
     output: int = 1
 
@@ -526,7 +502,7 @@ class Supervisor:
     processes: dict[str, Process] = field(default_factory=dict, init=False)
     _signals: int = field(default=0, init=False)
     _beat: float = field(default_factory=time.monotonic, init=False)
-    _api_answered: bool = field(default=False, init=False)
+    _web_answered: bool = field(default=False, init=False)
     _parent: Process | None = field(default=None, init=False)
     _link: Link | None = field(default=None, init=False)
     _parent_ready: bool = field(default=False, init=False)
@@ -539,7 +515,7 @@ class Supervisor:
         self._pump = LogPump(self.output)
         self._log_pipe = self._pump.open("supervisor")
         os.set_blocking(self._log_pipe, False)
-        self._api = ApiServer(self.settings.api_port)
+        self._web = WebServer(self.settings.web_port, self.profile)
         self._store = Store(self.settings.content)
         self._wakeup, self._wakeup_writer = os.pipe()
         os.set_blocking(self._wakeup, False)
@@ -649,17 +625,17 @@ class Supervisor:
             os.write(self._log_pipe, f"{stamp} {message}\n".encode())
 
     def liveness(self) -> Answer:
-        """Whether a restart would help: the main loop is stuck, or the API server hangs. Postgres plays no part."""
+        """Whether a restart would help: the main loop is stuck, or the web server hangs. Postgres plays no part."""
         problem = None
-        api_server = self.processes.get(self.api_server.name)
+        web = self.processes.get(self.profile.web.name)
         if time.monotonic() - self._beat > STUCK_SECONDS:
             problem = "the supervisor is stuck"
         elif (
             self.phase != "stopping"
-            and self._api_answered
-            and not (api_server and api_server.running and self._api.answers(5.0))
+            and self._web_answered
+            and not (web and web.running and self._web.answers(5.0))
         ):
-            problem = "the API server does not answer"
+            problem = f"the {self.profile.web.name} does not answer"
         return Answer(problem is None, {"live": problem is None, "phase": self.phase, "problem": problem})
 
     def readiness(self) -> Answer:
@@ -667,10 +643,10 @@ class Supervisor:
         health: Mapping[str, Any] | None = None
         if self.phase != "running":
             missing = [self.phase]
-        elif (health := self._api.health(GOOD_HEALTH_AGE_SECONDS)) is None:
-            missing = ["the API server does not answer"]
+        elif (health := self._web.health(GOOD_HEALTH_AGE_SECONDS)) is None:
+            missing = [f"the {self.profile.web.name} does not answer"]
         else:
-            missing = missing_components(health)
+            missing = self._web.missing(health)
         processes = {
             name: "running" if process.exit_code is None else exit_cause(process.exit_code)
             for name, process in list(self.processes.items())
@@ -689,8 +665,8 @@ class Supervisor:
         return Answer(True, {**self._store.state(), "image": self.settings.content_id})
 
     def _start(self) -> None:
-        self._copy_passwords()
-        if self.settings.fork:
+        self._read_secrets()
+        if self.settings.fork and self.profile.fork:
             self._start_parent()
         if self.settings.content_id:
             self._enter("preparing the content")
@@ -703,31 +679,40 @@ class Supervisor:
             self._enter("importing airflow")
             while self._parent and not self._parent_ready:
                 self._step(0.2)
-        self._enter("starting api-server")
+        web = self.profile.web
+        self._enter(f"starting {web.name}")
         # What runs no tasks starts beside it: the wait for it is long enough to share a second processor.
-        for component in (self.api_server, *self.others):
+        for component in (web, *self.profile.others):
             self._start_process(component)
-        deadline = time.monotonic() + API_SERVER_SECONDS
-        while not self._api.answers(1.0):
+        deadline = time.monotonic() + WEB_SECONDS
+        while not self._web.answers(1.0):
             if time.monotonic() > deadline:
-                raise StartError(f"the API server did not answer within {API_SERVER_SECONDS:.0f} s.")
+                raise StartError(f"the {web.name} did not answer within {WEB_SECONDS:.0f} s.")
             self._step(0.05)
-        self._api_answered = True
-        self._start_process(self.scheduler)
+        self._web_answered = True
+        self._start_process(self.profile.scheduler)
         self._enter("running")
 
     def _enter(self, phase: str) -> None:
         self.phase = phase
         self.log(f"{phase[0].upper()}{phase[1:]} ({time.monotonic() - self._started:.1f} s after the start).")
 
-    def _copy_passwords(self) -> None:
-        """Copy the password file, which Airflow opens for writing, out of the read-only Secret."""
-        source = self.settings.secrets / "simple-auth-passwords.json"
-        target = self.settings.airflow_home / "simple-auth-passwords.json"
+    def _read_secrets(self) -> None:
+        """Put what Airflow's processes inherit of the mounted Secret in its place."""
+        for variable, key in self.profile.secret_files.items():
+            os.environ[variable] = self._secret(key, variable).decode().strip()
+        if self.profile.login == "simple":
+            self._copy_passwords(self._secret("simple-auth-passwords.json", "the login of Airflow"))
+
+    def _secret(self, key: str, what: str) -> bytes:
         try:
-            content = source.read_bytes()
+            return (self.settings.secrets / key).read_bytes()
         except OSError as error:
-            raise StartError(f"the login of Airflow cannot be read from the Secret: {error}.") from None
+            raise StartError(f"{what} cannot be read from the Secret: {error}.") from None
+
+    def _copy_passwords(self, content: bytes) -> None:
+        """Write the password file, which Airflow opens for writing: the Secret is read-only."""
+        target = self.settings.airflow_home / "simple-auth-passwords.json"
         # A file of an earlier start keeps its mode when it is opened again, so it goes first.
         target.unlink(missing_ok=True)
         target.touch(mode=0o600, exist_ok=False)
@@ -770,10 +755,7 @@ class Supervisor:
         return "behind" if state == "current" and self.settings.external_database_managers else state
 
     def _wait_for_postgres(self) -> frozenset[str]:
-        try:
-            url = libpq_url((self.settings.secrets / "sql-alchemy-conn").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise StartError(f"the address of the database cannot be read from the Secret: {error}.") from None
+        url = libpq_url(self._secret("sql-alchemy-conn", "the address of the database").decode())
         begin = time.monotonic()
         refused_since: float | None = None
         told, told_at = "", begin
@@ -803,15 +785,16 @@ class Supervisor:
             self._step(0.1)
 
     def _migrate(self) -> None:
-        process = self._start_process(self.migration)
+        migration = self.profile.migration
+        process = self._start_process(migration)
         deadline = time.monotonic() + MIGRATION_SECONDS
         while process.running:
             if time.monotonic() > deadline:
-                raise StartError(f"`airflow db migrate` did not end within {MIGRATION_SECONDS:.0f} s.")
+                raise StartError(f"`{' '.join(migration.argv)}` did not end within {MIGRATION_SECONDS:.0f} s.")
             self._step(1.0)
         if process.exit_code:
-            raise StartError(f"`airflow db migrate` failed with {exit_cause(process.exit_code)}; see the log.")
-        del self.processes[self.migration.name]
+            raise StartError(f"`{' '.join(migration.argv)}` failed with {exit_cause(process.exit_code)}; see the log.")
+        del self.processes[migration.name]
 
     def _step(self, seconds: float) -> None:
         """Wait for the next event, at most `seconds`, and act on it.
@@ -828,7 +811,7 @@ class Supervisor:
         if self.phase not in ("migrating the database", "preparing the content") and self._is_held():
             raise HoldRequestedError
         for process in self.processes.values():
-            if process.exit_code is not None and process.component is not self.migration:
+            if process.exit_code is not None and process.component is not self.profile.migration:
                 reason = " Postgres does not answer." if self._postgres_is_away() else ""
                 raise StartError(f"{process.component.name} ended with {exit_cause(process.exit_code)}.{reason}")
 
@@ -851,7 +834,7 @@ class Supervisor:
         ended = {}
         with contextlib.suppress(ChildProcessError):
             while (result := os.waitpid(-1, os.WNOHANG))[0]:
-                ended[result[0]] = os.waitstatus_to_exitcode(result[1])
+                ended[result[0]] = exit_code_of(result[1])
         return ended
 
     def _start_parent(self) -> None:
@@ -869,18 +852,18 @@ class Supervisor:
         messages = self._link.receive()
         for message in messages or ():
             process = self.processes.get(message.get("component", ""))
-            match message["event"]:
-                case "started" if process:
-                    process.pid = message["pid"]
-                case "failed" if process:
-                    self.log(f"The parent cannot fork {process.component.name}: {message['cause']}.")
-                    process.pid = self._spawn(process.component)
-                case "ready":
-                    self._parent_ready = self._parent_wanted = True
-                    self.log(f"The parent has imported Airflow in {message['seconds']:.1f} s.")
-                case "unsafe":
-                    self._parent_wanted = False
-                    self.log(f"Airflow's processes are not forked: {message['cause']}.")
+            event = message["event"]
+            if event == "started" and process:
+                process.pid = message["pid"]
+            elif event == "failed" and process:
+                self.log(f"The parent cannot fork {process.component.name}: {message['cause']}.")
+                process.pid = self._spawn(process.component)
+            elif event == "ready":
+                self._parent_ready = self._parent_wanted = True
+                self.log(f"The parent has imported Airflow in {message['seconds']:.1f} s.")
+            elif event == "unsafe":
+                self._parent_wanted = False
+                self.log(f"Airflow's processes are not forked: {message['cause']}.")
         if self._parent_ready and all(process.pid is not None for process in self.processes.values()):
             self._parent_deadline = None
         late = self._parent_deadline is not None and time.monotonic() > self._parent_deadline
@@ -971,14 +954,14 @@ class Supervisor:
     def _stop(self) -> None:
         self._enter("stopping")
         self._end_parent()
-        scheduler = self.processes.get(self.scheduler.name)
+        scheduler = self.processes.get(self.profile.scheduler.name)
         if scheduler and scheduler.running:
             scheduler.ask_to_end()
         else:
             # The workers of a scheduler that died would go on, deaf to SIGTERM.
             self._kill_strays()
-        api_server = self.processes.get(self.api_server.name)
-        others = [process for process in self.processes.values() if process not in (scheduler, api_server)]
+        web = self.processes.get(self.profile.web.name)
+        others = [process for process in self.processes.values() if process not in (scheduler, web)]
         begin = time.monotonic()
         for process in others:
             process.ask_to_end()
@@ -986,24 +969,24 @@ class Supervisor:
             self._await_scheduler(scheduler, self.settings.stop_seconds if self._tasks_can_finish() else 0.0)
         for process in others:
             self._await(process, begin)
-        if api_server:
+        if web:
             begin = time.monotonic()
-            api_server.ask_to_end()
-            self._await(api_server, begin)
+            web.ask_to_end()
+            self._await(web, begin)
         self._kill_strays()
         self._wait_for_event(0.0)  # what was killed last is collected too
 
     def _tasks_can_finish(self) -> bool:
-        """Whether it makes sense to wait for running tasks: they need the API server, and that needs Postgres."""
-        api_server = self.processes.get(self.api_server.name)
-        if not api_server or not api_server.running:
+        """Whether it makes sense to wait for running tasks: they need the web server, and that needs Postgres."""
+        web = self.processes.get(self.profile.web.name)
+        if not web or not web.running:
             return False
         return not self._postgres_is_away()
 
     def _postgres_is_away(self) -> bool:
-        """Whether the API server says that it cannot reach the database."""
-        health = self._api.health()
-        return health is not None and any(line.startswith("metadatabase ") for line in missing_components(health))
+        """Whether the web server says that it cannot reach the database."""
+        health = self._web.health()
+        return health is not None and any(line.startswith("metadatabase ") for line in self._web.missing(health))
 
     def _await_scheduler(self, scheduler: Process, seconds: float) -> None:
         """Let running tasks finish for `seconds`, then end them in a way that lets them start over.
@@ -1112,7 +1095,7 @@ def main() -> int:
     except StartError as error:
         print(f"[supervisor] {error}", flush=True)
         return 1
-    return Supervisor(settings).run()
+    return Supervisor(settings, Profile.read()).run()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow_deployer_pod import parent as parent_module
 from airflow_deployer_pod.parent import Link, unsafe_to_fork
 
 from tests.unit.base_image.conftest import POD_PACKAGE
@@ -270,10 +269,6 @@ def test_threads_and_connections_are_seen_in_proc(tmp_path: Path) -> None:
     assert "connection" in str(unsafe_to_fork(set(), tmp_path))
     (tmp_path / "task" / "2").mkdir()
     assert "started 1 threads" in str(unsafe_to_fork({3}, tmp_path))
-
-
-def test_nothing_that_makes_the_application_or_loads_plugins_is_imported() -> None:
-    assert "airflow.api_fastapi.main" not in (*parent_module.FIRST_IMPORTS, *parent_module.IMPORTS)
 
 
 def test_a_command_carries_its_descriptor() -> None:

@@ -22,7 +22,8 @@ import pytest
 from airflow_deployer_pod import content_store
 
 from airflow_deployer import hold
-from tests.unit.base_image.conftest import POD_PACKAGE
+from airflow_deployer.airflow_profiles import AIRFLOW_3
+from tests.unit.base_image.conftest import POD_PACKAGE, read_profile
 
 HEALTHY = {
     "metadatabase": {"status": "healthy"},
@@ -56,14 +57,16 @@ def test_the_revisions_are_read_from_the_file_of_the_build(supervisor: Any, tmp_
 
 
 def test_every_unhealthy_component_is_named(supervisor: Any) -> None:
-    assert supervisor.missing_components(HEALTHY) == []
+    assert supervisor.missing_components(HEALTHY, HEALTHY) == []
     # As Airflow 3.3 reports it shortly after a start, and while the database is away.
     health = HEALTHY | {"triggerer": {"status": None}, "scheduler": {"status": "unhealthy"}, "dag_processor": None}
-    assert supervisor.missing_components(health) == [
+    assert supervisor.missing_components(health, HEALTHY) == [
         "scheduler is unhealthy",
-        "dag_processor is not reported yet",
         "triggerer is not reported yet",
+        "dag_processor is not reported yet",
     ]
+    # Airflow 1.10 has but two.
+    assert supervisor.missing_components(health, ("metadatabase", "scheduler")) == ["scheduler is unhealthy"]
 
 
 @pytest.mark.parametrize(
@@ -138,12 +141,11 @@ def test_settings_come_from_the_environment(supervisor: Any) -> None:
     settings = supervisor.Settings.from_environment(
         {
             "AIRFLOW_HOME": "/somewhere",
-            "AIRFLOW__API__PORT": "8088",
             "AIRFLOW_DEPLOYER_STOP_SECONDS": "12.5",
             "AIRFLOW__DATABASE__EXTERNAL_DB_MANAGERS": "some.Manager",
         }
     )
-    assert (settings.airflow_home, settings.api_port, settings.stop_seconds) == (Path("/somewhere"), 8088, 12.5)
+    assert (settings.airflow_home, settings.stop_seconds) == (Path("/somewhere"), 12.5)
     assert settings.external_database_managers
     with pytest.raises(supervisor.StartError, match="AIRFLOW_DEPLOYER_STOP_SECONDS is 'soon'"):
         supervisor.Settings.from_environment({"AIRFLOW_DEPLOYER_STOP_SECONDS": "soon"})
@@ -172,10 +174,10 @@ def health_server() -> Iterator[tuple[int, list[str]]]:
         thread.join()
 
 
-def test_health_is_asked_once_a_second(supervisor: Any, health_server: tuple[int, list[str]]) -> None:
+def test_health_is_asked_once_a_second(supervisor: Any, health_server: tuple[int, list[str]], tmp_path: Path) -> None:
     port, asked = health_server
     now = 100.0
-    api = supervisor.ApiServer(port, clock=lambda: now)
+    api = supervisor.WebServer(port, read_profile(AIRFLOW_3, tmp_path), clock=lambda: now)
     assert [api.health() for _ in range(5)] == [HEALTHY] * 5
     assert asked == ["/api/v2/monitor/health"]
     now = 101.0
@@ -190,9 +192,10 @@ def test_health_is_asked_once_a_second(supervisor: Any, health_server: tuple[int
     assert len(asked) == 3
 
 
-def test_a_closed_port_is_no_health(supervisor: Any) -> None:
-    assert supervisor.ApiServer(1).health() is None
-    assert not supervisor.ApiServer(1).answers(1.0)
+def test_a_closed_port_is_no_health(supervisor: Any, tmp_path: Path) -> None:
+    web = supervisor.WebServer(1, read_profile(AIRFLOW_3, tmp_path))
+    assert web.health() is None
+    assert not web.answers(1.0)
 
 
 DRIVER = """
@@ -200,6 +203,7 @@ import json, sys
 from pathlib import Path
 sys.dont_write_bytecode = True
 from airflow_deployer_pod import supervisor as module
+from airflow_deployer_pod.profile import Component, Profile
 module.QUIET_SECONDS = 0.5
 module.PARENT_PAUSE_SECONDS = 0.5
 module.PARENT_SECONDS = 2.0
@@ -210,18 +214,20 @@ class WithoutPostgres(module.Supervisor):
         return programs.get("schema", "current")
 
 def component(name, **more):
-    return module.Component(name, (sys.executable, "-S", "-c", programs[name]), entry="stand_in:main", **more)
+    return Component(name, (sys.executable, "-S", "-c", programs[name]), entry="stand_in:main", **more)
 
 settings = module.Settings(
     secrets=folder / "secrets", shared=folder / "shared", airflow_home=folder / "home",
     content=folder / "content", image_content=folder / "image", content_id=programs.get("content-id", ""),
-    termination_log=folder / "termination-log", api_port=ports[0], probe_port=ports[1],
+    termination_log=folder / "termination-log", web_port=ports[0], probe_port=ports[1],
     stop_seconds=programs.get("stop-seconds", 5.0), fork=programs["fork"], check_socket=folder / "check.sock",
 )
-sys.exit(WithoutPostgres(
-    settings, component("api-server"), component("scheduler"), (component("triggerer", stop_children=True),),
-    component("migration"), component("parent"),
-).run())
+profile = Profile(
+    web=component("api-server"), scheduler=component("scheduler"), others=(component("triggerer", stop_children=True),),
+    migration=component("migration"), answer_path="/api/v2/version", health_path="/api/v2/monitor/health",
+    health_components=("metadatabase", "scheduler", "dag_processor", "triggerer"),
+)
+sys.exit(WithoutPostgres(settings, profile, component("parent")).run())
 """
 
 # The parent with a module in the place of Airflow; what it forks runs the program that is its last argument.
