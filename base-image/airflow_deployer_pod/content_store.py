@@ -165,7 +165,7 @@ class Store:
     def live_version(self) -> str | None:
         """The version that `current` leads to; None when there is none."""
         with contextlib.suppress(OSError):
-            version = self.current.readlink().name
+            version = os.path.basename(os.readlink(self.current))  # noqa: PTH115, PTH119 - Python 3.8 has no readlink
             if (self.versions / version).is_dir():
                 return version
         return None

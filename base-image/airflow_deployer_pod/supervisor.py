@@ -7,9 +7,9 @@ Which processes those are depends on the series of Airflow in the image, and sta
 
 Order of a start: the parent that imports Airflow and forks the others (`parent.py`), which takes as long as Postgres
 takes to start; the DAG content on the volume (`content_store.py`); wait for Postgres, compare the schema with the
-revisions that were written down when the image was built (`schema_revisions.py`), the migration only where it is behind,
-everything that runs no tasks, and once the web server answers the scheduler: Airflow 3's tasks talk to that server, and
-one that meets a closed port has burned its attempt.
+revisions that were written down when the image was built (`schema_revisions.py`), the migration only where it is
+behind, everything that runs no tasks, and once the web server answers the scheduler: Airflow 3's tasks talk to that
+server, and one that meets a closed port has burned its attempt.
 
 What the parent cannot start, because it is turned off, has died or refuses, is spawned: slower, and otherwise the same.
 Airflow goes on when the parent dies later; another one is started for the checks of staged DAG files.
@@ -630,11 +630,7 @@ class Supervisor:
         web = self.processes.get(self.profile.web.name)
         if time.monotonic() - self._beat > STUCK_SECONDS:
             problem = "the supervisor is stuck"
-        elif (
-            self.phase != "stopping"
-            and self._web_answered
-            and not (web and web.running and self._web.answers(5.0))
-        ):
+        elif self.phase != "stopping" and self._web_answered and not (web and web.running and self._web.answers(5.0)):
             problem = f"the {self.profile.web.name} does not answer"
         return Answer(problem is None, {"live": problem is None, "phase": self.phase, "problem": problem})
 
