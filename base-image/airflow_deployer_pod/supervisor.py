@@ -569,7 +569,7 @@ class Supervisor:
             self.log("Stopping: Airflow is to be held.")
         self._stop()
         self.processes.clear()
-        self._api_answered = False
+        self._web_answered = False
 
     def _stay_held(self) -> None:
         """Wait, with nothing of Airflow running, until nobody asks for that any more."""
