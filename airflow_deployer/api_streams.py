@@ -15,6 +15,9 @@ import contextlib
 import os
 import socket
 import ssl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -358,6 +361,45 @@ def cause(error: Exception) -> str:
 def one_line(error: object) -> str:
     """The error's text without line breaks, or its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def in_background(context: str, kubeconfig: str | None) -> Iterator[tuple[ApiServer, Callable[..., Future[Any]]]]:
+    """Have an API server whose streams live on in a thread of their own, for code that is not on asyncio.
+
+    Yields the API server, and what hands a coroutine to that thread and returns the future of its result.
+
+    Raises:
+        ClusterError: the kubeconfig or its context cannot be used.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="api streams", daemon=True)
+    thread.start()
+
+    def submit(work: Any) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, loop)
+
+    async def make() -> ApiServer:
+        api = ApiServer(context, kubeconfig)
+        try:
+            await api.load()
+        except BaseException:
+            await api.close()
+            raise
+        return api
+
+    try:
+        api = submit(make()).result()
+        try:
+            yield api, submit
+        finally:
+            with contextlib.suppress(Exception):
+                submit(api.close()).result(timeout=5.0)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=5.0)
+        if not thread.is_alive():
+            loop.close()
 
 
 async def close_stream(stream: aiohttp.ClientWebSocketResponse[bool]) -> None:

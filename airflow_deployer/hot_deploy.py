@@ -6,13 +6,11 @@ changes before `switch`; whatever fails before it leaves the old content live.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_deployer.content import ProjectContent
 from airflow_deployer.errors import SyncError
@@ -22,8 +20,6 @@ from airflow_deployer.manifests import Names
 if TYPE_CHECKING:
     from airflow_deployer.content_sync import ContentChannel, Live
     from airflow_deployer.gate import GateReport
-
-T = TypeVar("T")
 
 # The agent keeps what nobody asks about for a minute, and the build of a large image may take longer.
 _STAGED_SECONDS = 45.0
@@ -105,35 +101,16 @@ def begun(context: KubeContext, names: Names, content: ProjectContent) -> Iterat
         names: its deployment.
         content: what is to become live.
     """
-    from airflow_deployer.api_streams import ApiServer
+    from airflow_deployer.api_streams import in_background
     from airflow_deployer.content_sync import ContentChannel
 
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="hot deploy", daemon=True)
-    thread.start()
-
-    def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, loop)
-
-    async def make() -> tuple[ApiServer, ContentChannel]:
-        api = ApiServer(context.name, context.kubeconfig)
-        await api.load()
-        return api, ContentChannel(api, names)
-
-    async def end() -> None:
-        await channel.close()
-        await api.close()
-
-    api, channel = submit(make()).result()
-    try:
-        yield HotDeploy(channel, content, submit)
-    finally:
-        with suppress(Exception):
-            submit(end()).result(timeout=5.0)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(timeout=5.0)
-        if not thread.is_alive():
-            loop.close()
+    with in_background(context.name, context.kubeconfig) as (api, submit):
+        channel = ContentChannel(api, names)
+        try:
+            yield HotDeploy(channel, content, submit)
+        finally:
+            with suppress(Exception):
+                submit(channel.close()).result(timeout=5.0)
 
 
 @contextmanager
