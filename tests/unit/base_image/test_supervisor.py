@@ -651,6 +651,14 @@ class Holder:
         return self.process.communicate(timeout=10)[1]
 
 
+def wait_until_ready(life: Life) -> None:
+    """Wait until all components are there."""
+    deadline = time.monotonic() + 10
+    while life.get("/readyz")[0] != 200:
+        assert time.monotonic() < deadline, life.lines
+        time.sleep(0.05)
+
+
 def test_a_hold_stops_airflow_and_its_end_starts_it_again(start: Start, tmp_path: Path) -> None:
     life = start()
     life.wait_for("[scheduler] started")
@@ -662,21 +670,23 @@ def test_a_hold_stops_airflow_and_its_end_starts_it_again(start: Start, tmp_path
     # Postgres, and whoever waits for Airflow's end, still sees somebody who lives.
     assert is_locked(tmp_path / "shared" / "supervisor.lock")
     assert "another deployer holds Airflow" in Holder(tmp_path).end()
+    life.wait_for("Held (")
     order = positions(life.lines, "Airflow is to be held", "[scheduler] ending", "[api-server] ending", "Held (")
     assert order == sorted(order)
 
-    begun = len(life.lines)
     assert holder.end() == ""
+    wait_until_ready(life)
     deadline = time.monotonic() + 10
-    while life.get("/readyz")[0] != 200:
+    while life.lines.count("[scheduler] started") < 2:
         assert time.monotonic() < deadline, life.lines
         time.sleep(0.05)
-    again = life.lines[begun:]
-    order = positions(again, "Starting api-server", "[api-server] answering", "[scheduler] started")
-    assert order == sorted(order)
-    assert not (tmp_path / "shared" / "held").exists()
     life.process.terminate()
     assert life.end() == 0
+    # Every line has been written by now.
+    begun = positions(life.lines, "Held (")[0]
+    order = positions(life.lines[begun:], "Starting api-server", "[api-server] answering", "[scheduler] started")
+    assert order == sorted(order)
+    assert not (tmp_path / "shared" / "held").exists()
 
 
 def test_a_hold_that_is_killed_is_over(start: Start, tmp_path: Path) -> None:
@@ -686,10 +696,7 @@ def test_a_hold_that_is_killed_is_over(start: Start, tmp_path: Path) -> None:
     assert holder.said() == "held\n"
     holder.process.kill()
     holder.end()
-    deadline = time.monotonic() + 10
-    while life.get("/readyz")[0] != 200:
-        assert time.monotonic() < deadline, life.lines
-        time.sleep(0.05)
+    wait_until_ready(life)
 
 
 def test_a_hold_waits_for_running_tasks_unless_it_is_urgent(start: Start, tmp_path: Path) -> None:
