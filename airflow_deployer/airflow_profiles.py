@@ -38,6 +38,35 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Parsing:
+    """What parsing a DAG file is called in one series; names are `module:attribute`, "" of what there is not.
+
+    Attributes:
+        dag_bag: imports DAG files and collects their DAGs.
+        dag: the class of a DAG.
+        dag_context: collects the DAGs that no variable of the file holds.
+        list_files: lists the DAG files below a folder, `.airflowignore` and safe mode (`[core]
+            dag_discovery_safe_mode`) heeded.
+        might_contain_dag: safe mode's look at one file.
+        serialize: what is done with each DAG before it is stored, and may refuse one.
+        error_log: the logger that has the traceback of an import error, where `dag_bag` keeps only its message.
+        timeout_section: where `dag_file_processor_timeout` is set, the limit of one file.
+        without_database: settings of a process that has no database: an empty one in memory answers every question
+            with an error that can be told apart.
+    """
+
+    dag_bag: str
+    dag: str
+    dag_context: str
+    list_files: str
+    might_contain_dag: str
+    serialize: str
+    error_log: str
+    timeout_section: str
+    without_database: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Profile:
     """One series of Airflow.
 
@@ -66,6 +95,7 @@ class Profile:
         api_login: how a request proves who it is: `token` (`POST /auth/token`) or `basic`; None without an API.
         hot: whether DAG content can be switched in the running pod; otherwise every change replaces it.
         versioned: whether a run finishes on the content it began with.
+        parsing: what parsing a DAG file is called.
         wiring: settings that hold the pod together; they always win.
         tuning: settings that differ from Airflow's defaults because one small pod serves one small team.
         secret_files: settings whose values the supervisor reads from the mounted Secret: variable to key. For what
@@ -94,6 +124,7 @@ class Profile:
     api_login: Literal["token", "basic"] | None
     hot: bool
     versioned: bool
+    parsing: Parsing
     wiring: Mapping[str, str]
     tuning: Mapping[str, str]
     first_imports: tuple[str, ...] = ()
@@ -105,6 +136,7 @@ class Profile:
         names = ("series", "fork", "login", "answer_path", "health_path", "health_components", "hot", "versioned")
         document: dict[str, Any] = {name: getattr(self, name) for name in (*names, "first_imports", "imports")}
         document["secret_files"] = dict(self.secret_files)
+        document["parsing"] = dataclasses.asdict(self.parsing)
         document |= {name: dataclasses.asdict(getattr(self, name)) for name in ("web", "scheduler", "migration")}
         document["others"] = [dataclasses.asdict(process) for process in self.others]
         return json.dumps(document, sort_keys=True)
@@ -205,6 +237,17 @@ AIRFLOW_3 = Profile(
     api_login="token",
     hot=True,
     versioned=True,
+    parsing=Parsing(
+        dag_bag="airflow.dag_processing.dagbag:BundleDagBag",
+        dag="airflow.sdk:DAG",
+        dag_context="airflow.sdk.definitions._internal.contextmanager:DagContext",
+        list_files="airflow.utils.file:list_py_file_paths",
+        might_contain_dag="airflow.utils.file:might_contain_dag",
+        serialize="airflow.serialization.serialized_objects:LazyDeserializedDAG.from_dag",
+        error_log="",
+        timeout_section="dag_processor",
+        without_database={"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite://"},
+    ),
     wiring=_WIRING
     | {
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": f"{HOME}/logs",
@@ -266,6 +309,20 @@ AIRFLOW_2 = Profile(
     api_login="basic",
     hot=True,
     versioned=False,
+    parsing=Parsing(
+        dag_bag="airflow.models.dagbag:DagBag",
+        dag="airflow.models.dag:DAG",
+        dag_context="airflow.models.dag:DagContext",
+        list_files="airflow.utils.file:list_py_file_paths",
+        might_contain_dag="airflow.utils.file:might_contain_dag",
+        serialize="airflow.serialization.serialized_objects:SerializedDAG.to_dict",
+        error_log="",
+        timeout_section="core",
+        without_database={
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite://",
+            "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
+        },
+    ),
     wiring=_WIRING
     | _WEBSERVER
     | {
@@ -309,6 +366,22 @@ AIRFLOW_1 = Profile(
     api_login=None,
     hot=False,
     versioned=False,
+    parsing=Parsing(
+        dag_bag="airflow.models.dagbag:DagBag",
+        dag="airflow.models.dag:DAG",
+        dag_context="",
+        list_files="airflow.utils.dag_processing:list_py_file_paths",
+        might_contain_dag="",
+        # It stores serialized DAGs only where it is told to.
+        serialize="",
+        error_log="airflow.models.dagbag.DagBag",
+        timeout_section="core",
+        # LocalExecutor refuses such a database.
+        without_database={
+            "AIRFLOW__CORE__SQL_ALCHEMY_CONN": "sqlite://",
+            "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
+        },
+    ),
     wiring=_WIRING
     | _WEBSERVER
     | {

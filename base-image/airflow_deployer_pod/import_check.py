@@ -1,8 +1,8 @@
 """Import DAG files as Airflow's DAG processor would, and report what came of it.
 
-    python -P -m airflow_deployer_pod.import_check [.../dags]    all of them, without a database or a network
-    python -P -m airflow_deployer_pod.import_check --request     what one line on standard input asks for
-    answer(connection)                                           the same over a socket, in a forked child
+    python -m airflow_deployer_pod.import_check [.../dags]    all of them, without a database or a network
+    python -m airflow_deployer_pod.import_check --request     what one line on standard input asks for
+    answer(connection)                                        the same over a socket, in a forked child
 
 **Request.** One line, a JSON object, answered with the deployment's own database: `root`, the folder that holds `dags/`
 and `include/`; `files`, the DAG files to import, relative to it (null: all of them); `known`, the file of each DAG that
@@ -27,13 +27,15 @@ count from 1 and are null where none is known. The document:
 
 What `.airflowignore` names is left out, as Airflow does it. Each file is imported in a process of its own, as in the
 DAG processor: none sees what another one left behind, and one that hangs or crashes is named. Airflow's own limit
-applies first (`[core] dagbag_import_timeout`), and `[dag_processor] dag_file_processor_timeout` to what ignores it.
+applies first (`[core] dagbag_import_timeout`), and the DAG processor's `dag_file_processor_timeout` to what ignores it.
+How all that is called in this image's Airflow is in its profile (`parsing.py`).
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -43,6 +45,8 @@ import signal
 import socket
 import sys
 import time
+import traceback
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +54,7 @@ from typing import Any, TypedDict
 
 from airflow_deployer_pod.content_store import CONTENT_FOLDER, IMAGE_FOLDER
 from airflow_deployer_pod.import_root import use_root
+from airflow_deployer_pod.parsing import Parsing, load
 
 _MESSAGE_LENGTH = 500
 _TRACEBACK_LINES = 20
@@ -57,7 +62,7 @@ _TRACEBACK_LINES = 20
 # What Airflow raises when a DAG file asks for something while it is imported, and there is no database to ask.
 _NEEDS_DATABASE = re.compile(
     r"VARIABLE_NOT_FOUND|CONNECTION_NOT_FOUND"
-    r"|AirflowNotFoundException: The conn_id "
+    r"|Airflow(?:NotFound)?Exception: The conn_id "
     r"|KeyError: .Variable .* does not exist"
     r"|OperationalError: \(sqlite3\.OperationalError\) no such table"
 )
@@ -234,28 +239,34 @@ def find_duplicates(dag_ids: dict[Path, list[str]], root: Path) -> list[Duplicat
     return duplicates
 
 
-def import_file(file: Path, dags: Path) -> FileResult:
+def import_file(file: Path, dags: Path, parsing: Parsing) -> FileResult:
     """Import one DAG file into this process, serialize its DAGs, and say what came of it."""
     # Airflow is there only inside the image, and is imported once, before the processes are forked.
-    from airflow.dag_processing.dagbag import BundleDagBag
-    from airflow.sdk import DAG
-    from airflow.sdk.definitions._internal.contextmanager import DagContext
-    from airflow.serialization.serialized_objects import LazyDeserializedDAG
-
+    dag_bag, dag_class = load(parsing.dag_bag), load(parsing.dag)
     begin = time.monotonic()
-    DagContext.autoregistered_dags = registered = _Registered()
-    bag = BundleDagBag(dag_folder=str(file), bundle_path=dags, bundle_name="dags", load_op_links=False)
-    errors = list(bag.import_errors.values())
+    registered = _Registered()
+    if parsing.dag_context:
+        load(parsing.dag_context).autoregistered_dags = registered
+    arguments = {"include_examples": False, "bundle_path": dags, "bundle_name": "dags", "load_op_links": False}
+    known = {name for one in dag_bag.__mro__ for name in inspect.signature(one.__init__).parameters}
+    raised = _Raised()
+    if parsing.error_log:
+        logging.getLogger(parsing.error_log).addHandler(raised)
+    bag = dag_bag(dag_folder=str(file), **{name: value for name, value in arguments.items() if name in known})
     # A second DAG of the same file takes the first one's place without a word, and equal ones count as one for Airflow.
-    defined = {
-        id(dag): dag.dag_id for dag in (*registered.dags, *bag.dags.values(), *_module_level_dags(str(file), DAG))
-    }
+    module_level = _module_level_dags(str(file), dag_class)
+    defined = {id(dag): dag.dag_id for dag in (*registered.dags, *bag.dags.values(), *module_level)}
+    errors = list(bag.import_errors.values())
+    if parsing.error_log:
+        errors = raised.texts([dag.dag_id for dag in module_level if dag.dag_id not in bag.dags])
     seen = [dag_id for dag_id in defined.values() if dag_id in bag.dags]
-    for dag in bag.dags.values():
-        try:
-            LazyDeserializedDAG.from_dag(dag)
-        except Exception as error:
-            errors.append(f"{type(error).__name__}: {error}")
+    if parsing.serialize:
+        serialize = load(parsing.serialize)
+        for dag in bag.dags.values():
+            try:
+                serialize(dag)
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {error}")
     return {
         "dag_ids": sorted(seen),
         "imports": imported_files(dags.parent, file),
@@ -264,7 +275,30 @@ def import_file(file: Path, dags: Path) -> FileResult:
     }
 
 
-class _Registered(set[Any]):
+class _Raised(logging.Handler):
+    """Keeps the exceptions that are logged: an old `DagBag` tells no more than their messages otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._exceptions: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take what is logged about an exception."""
+        if record.exc_info and record.exc_info[1] is not None and record.exc_info[1] not in self._exceptions:
+            self._exceptions.append(record.exc_info[1])
+
+    def texts(self, refused: Sequence[str]) -> list[str]:
+        """The tracebacks; that of a cycle begins with the DAG, where only one was `refused`."""
+        found = []
+        for error in self._exceptions:
+            text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            if len(refused) == 1:
+                text = text.replace("Cycle detected in DAG. ", f"Cycle detected in DAG: {refused[0]}. ")
+            found.append(text)
+        return found
+
+
+class _Registered(set):  # type: ignore[type-arg]  # `set[Any]` is none in Python 3.8
     """Where Airflow collects the DAGs of a file: also keeps those that equal another one, or are cleared away."""
 
     def __init__(self) -> None:
@@ -308,7 +342,12 @@ class GivenUpError(Exception):
 
 
 def import_files(
-    files: Iterable[Path], dags: Path, limit: float, result_descriptor: int, peer: int | None = None
+    files: Iterable[Path],
+    dags: Path,
+    parsing: Parsing,
+    limit: float,
+    result_descriptor: int,
+    peer: int | None = None,
 ) -> dict[Path, FileResult]:
     """Import each file in a process of its own, as many at once as there are processors, none longer than `limit` s.
 
@@ -323,7 +362,7 @@ def import_files(
             selector.register(peer, selectors.EVENT_READ)
         while waiting or running:
             while waiting and len(running) < len(os.sched_getaffinity(0)):
-                started = _fork(waiting.pop(), dags, result_descriptor)
+                started = _fork(waiting.pop(), dags, parsing, result_descriptor)
                 running[started.reader] = started
                 selector.register(started.reader, selectors.EVENT_READ)
             for key, _ in selector.select(0.5):
@@ -346,7 +385,7 @@ def import_files(
     return results
 
 
-def _fork(file: Path, dags: Path, result_descriptor: int) -> _Import:
+def _fork(file: Path, dags: Path, parsing: Parsing, result_descriptor: int) -> _Import:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -355,7 +394,7 @@ def _fork(file: Path, dags: Path, result_descriptor: int) -> _Import:
             os.setpgid(0, 0)
             os.close(reader)
             os.close(result_descriptor)
-            content = memoryview(json.dumps(import_file(file, dags)).encode())
+            content = memoryview(json.dumps(import_file(file, dags, parsing)).encode())
             while content:
                 content = content[os.write(writer, content) :]
             status = 0
@@ -376,12 +415,15 @@ def _collect(one: _Import, limit: float | None) -> FileResult:
     """The result of a process that closed its pipe, or (with a limit) that has to be killed for taking too long."""
     if limit is not None:
         _kill(one)
-    exit_code = os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1])
+    status = os.waitpid(one.pid, 0)[1]
     seconds = round(time.monotonic() - one.begin, 3)
     if limit is not None:
         error = f"AirflowTaskTimeout: the import did not end within {limit:.0f} s and could not be interrupted"
-    elif exit_code:
-        cause = f"exit code {exit_code}" if exit_code > 0 else f"signal {signal.Signals(-exit_code).name}"
+    elif status:
+        killed = os.WIFSIGNALED(status)
+        cause = (
+            f"signal {signal.Signals(os.WTERMSIG(status)).name}" if killed else f"exit code {os.WEXITSTATUS(status)}"
+        )
         error = f"Crash: the process that imported this file ended with {cause}"
     else:
         try:
@@ -392,28 +434,37 @@ def _collect(one: _Import, limit: float | None) -> FileResult:
     return {"dag_ids": [], "imports": [], "errors": [error], "seconds": seconds}
 
 
-def list_files(dags: Path, wanted: Sequence[Path] | None = None) -> tuple[list[Path], list[Path]]:
+def list_files(dags: Path, parsing: Parsing, wanted: Sequence[Path] | None = None) -> tuple[list[Path], list[Path]]:
     """The DAG files of a folder as Airflow finds them, and those that its safe mode leaves out.
 
     Args:
         dags: the folder.
+        parsing: how this Airflow lists them.
         wanted: look only at these.
     """
     from airflow.configuration import conf
-    from airflow.dag_processing.importers import get_importer_registry
-    from airflow.utils.file import might_contain_dag
 
-    registry = get_importer_registry()
     safe_mode = conf.getboolean("core", "dag_discovery_safe_mode")
-    above = {parent for file in wanted or [] for parent in file.parents if parent.is_relative_to(dags)}
-    if wanted is not None and not any((folder / ".airflowignore").exists() for folder in above):
+    above = {parent for file in wanted or [] for parent in file.parents if _relative(str(parent), dags) is not None}
+    if (
+        wanted is not None
+        and parsing.might_contain_dag
+        and not any((folder / ".airflowignore").exists() for folder in above)
+    ):
         # Nothing can be ignored, so the folder, which may be large, need not be walked.
-        everything = {file for file in wanted if registry.list_dag_files(str(file))}
+        might_contain_dag = load(parsing.might_contain_dag)
+        everything = {file for file in wanted if file.is_file() and (file.suffix == ".py" or zipfile.is_zipfile(file))}
+        chosen = {file for file in everything if might_contain_dag(str(file), safe_mode)}
     else:
-        everything = {Path(file) for file in registry.list_dag_files(str(dags), safe_mode=False)}
+        list_dag_files = load(parsing.list_files)
+        everything, chosen = (
+            # What is outside are Airflow's examples.
+            {Path(file) for file in list_dag_files(str(dags), safe_mode=mode) if _relative(str(file), dags) is not None}
+            for mode in (False, safe_mode)
+        )
         if wanted is not None:
             everything.intersection_update(wanted)
-    chosen = {file for file in everything if might_contain_dag(str(file), safe_mode)}
+            chosen.intersection_update(wanted)
     return sorted(chosen), sorted(everything - chosen)
 
 
@@ -447,11 +498,12 @@ class Request:
             raise ValueError("root, files and known are what a request consists of") from None
 
 
-def check(request: Request, result_descriptor: int, *, over_socket: bool = False) -> dict[str, Any]:
+def check(request: Request, parsing: Parsing, result_descriptor: int, *, over_socket: bool = False) -> dict[str, Any]:
     """Import what the request names and return the document that the module's documentation describes.
 
     Args:
         request: what to import.
+        parsing: how this Airflow does it.
         result_descriptor: where the answer will go; nothing that is imported may hold it.
         over_socket: whether that is a socket, whose other end tells by closing that nobody waits any more.
 
@@ -460,17 +512,22 @@ def check(request: Request, result_descriptor: int, *, over_socket: bool = False
     """
     begin = time.monotonic()
     import airflow
-    import airflow.dag_processing.dagbag
-    import airflow.serialization.serialized_objects
     from airflow.configuration import conf
+
+    for name in (parsing.dag_bag, parsing.dag, parsing.dag_context, parsing.serialize):
+        if name:
+            load(name)
 
     root, dags = request.root, request.root / "dags"
     use_root(root, CONTENT_FOLDER)
     limit = max(
-        conf.getfloat("dag_processor", "dag_file_processor_timeout"), conf.getfloat("core", "dagbag_import_timeout") + 5
+        conf.getfloat(parsing.timeout_section, "dag_file_processor_timeout"),
+        conf.getfloat("core", "dagbag_import_timeout") + 5,
     )
-    files, skipped = list_files(dags, None if request.files is None else [root / file for file in request.files])
-    results = import_files(files, dags, limit, result_descriptor, result_descriptor if over_socket else None)
+    wanted = None if request.files is None else [root / file for file in request.files]
+    files, skipped = list_files(dags, parsing, wanted)
+    peer = result_descriptor if over_socket else None
+    results = import_files(files, dags, parsing, limit, result_descriptor, peer)
     errors: list[Finding] = []
     unanswered: list[Finding] = []
     for file in files:
@@ -532,7 +589,7 @@ def answer(connection: socket.socket) -> None:
         else:
             _use_own_database()
             try:
-                document = check(request, connection.fileno(), over_socket=True)
+                document = check(request, Parsing.read(), connection.fileno(), over_socket=True)
             except GivenUpError:
                 return
         with contextlib.suppress(BrokenPipeError):
@@ -553,6 +610,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{dags} is not a folder.", file=sys.stderr)
             return 1
         request = Request(dags.parent)
+    parsing = Parsing.read()
     # From here on standard output is standard error for everyone, and the result has a descriptor of its own.
     result_descriptor = os.dup(1)
     os.dup2(2, 1)
@@ -562,13 +620,12 @@ def main(arguments: Sequence[str]) -> int:
     else:
         _set_up(
             {
-                # There is none: an empty one in memory answers every question with an error that can be told apart.
-                "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite://",
+                **parsing.without_database,
                 "AIRFLOW__CORE__DAGS_FOLDER": str(request.root / "dags"),
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             }
         )
-    document = check(request, result_descriptor)
+    document = check(request, parsing, result_descriptor)
     with os.fdopen(result_descriptor, "w", encoding="utf-8") as output:
         output.write(json.dumps(document) + "\n")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -118,6 +119,27 @@ def test_what_only_the_database_knows_is_told_apart(import_check: Any, text: str
     assert import_check.needs_database(text) is expected
 
 
+def test_logged_exceptions_tell_where_and_in_which_dag(import_check: Any, root: Path) -> None:
+    # As Airflow 1.10 logs them: the same exception twice, and a cycle without the name of its DAG.
+    raised = import_check._Raised()
+    log = logging.Logger("airflow.models.dagbag.DagBag")
+    log.addHandler(raised)
+    file = root / "dags" / "orders.py"
+    for text in ("import nosuchmodule", "raise AirflowDagCycleException('Cycle detected in DAG. Faulty task: b to a')"):
+        try:
+            exec(
+                compile(text, str(file), "exec"),
+                {"AirflowDagCycleException": type("AirflowDagCycleException", (Exception,), {})},
+            )  # noqa: S102, E501
+        except Exception:
+            log.exception("Failed to import: %s", file)
+            log.exception("Failed again")
+    first, second = [import_check.describe(text, file, root) for text in raised.texts(["orders"])]
+    assert (first["path"], first["line"], first["kind"]) == ("dags/orders.py", 1, "import")
+    assert (second["line"], second["kind"]) == (4, "cycle")
+    assert second["message"] == "Cycle detected in DAG: orders. Faulty task: b to a"
+
+
 def test_duplicates_name_every_place(import_check: Any, root: Path) -> None:
     orders, more = root / "dags" / "orders.py", root / "dags" / "more.py"
     more.write_text("from airflow.sdk import dag\n\n@dag\ndef orders():\n    pass\n\nfirst = make('other')\norders()\n")
@@ -155,12 +177,12 @@ def test_processes_that_hang_or_crash_are_named_and_the_others_unharmed(tmp_path
 import json, os, sys, time
 from pathlib import Path
 from airflow_deployer_pod import import_check as module
-def import_file(file, dags):
+def import_file(file, dags, parsing):
     exec(file.read_text(), {"os": os, "time": time})
     return {"dag_ids": [file.stem], "imports": [], "errors": [], "seconds": 0.0}
 module.import_file = import_file
 folder = Path(sys.argv[1])
-results = module.import_files(sorted(folder.iterdir()), folder, 1.0, os.dup(2))
+results = module.import_files(sorted(folder.iterdir()), folder, None, 1.0, os.dup(2))
 print(json.dumps({file.stem: [result["dag_ids"], result["errors"]] for file, result in results.items()}))
 """
     run = subprocess.run(
