@@ -42,6 +42,8 @@ class Parsing:
     """What parsing a DAG file is called in one series; names are `module:attribute`, "" of what there is not.
 
     Attributes:
+        source: what Airflow reads DAG files from, by which its tables name them: a `bundle`, which has versions, or
+            the `folder` `[core] dags_folder`.
         dag_bag: imports DAG files and collects their DAGs.
         dag: the class of a DAG.
         dag_context: collects the DAGs that no variable of the file holds.
@@ -55,6 +57,7 @@ class Parsing:
             with an error that can be told apart.
     """
 
+    source: Literal["bundle", "folder"]
     dag_bag: str
     dag: str
     dag_context: str
@@ -238,6 +241,7 @@ AIRFLOW_3 = Profile(
     hot=True,
     versioned=True,
     parsing=Parsing(
+        source="bundle",
         dag_bag="airflow.dag_processing.dagbag:BundleDagBag",
         dag="airflow.sdk:DAG",
         dag_context="airflow.sdk.definitions._internal.contextmanager:DagContext",
@@ -294,9 +298,9 @@ AIRFLOW_2 = Profile(
     postgres_majors=(12, 16),
     requirements=(),
     web=Process("webserver", ("webserver",), kill_seconds=8.0),
-    scheduler=Process("scheduler", ("scheduler", "--skip-serve-logs")),
+    scheduler=Process("scheduler", (), module="airflow_deployer_pod.folder_scheduler"),
     others=(
-        Process("dag-processor", (), module="airflow_deployer_pod.dag_processor"),
+        Process("dag-processor", (), module="airflow_deployer_pod.folder_dag_processor"),
         Process("triggerer", ("triggerer", "--skip-serve-logs"), stop_children=True, kill_seconds=8.0),
     ),
     migration=Process("migration", ("db", "migrate"), kill_seconds=10.0),
@@ -310,6 +314,7 @@ AIRFLOW_2 = Profile(
     hot=True,
     versioned=False,
     parsing=Parsing(
+        source="folder",
         dag_bag="airflow.models.dagbag:DagBag",
         dag="airflow.models.dag:DAG",
         dag_context="airflow.models.dag:DagContext",
@@ -367,6 +372,7 @@ AIRFLOW_1 = Profile(
     hot=False,
     versioned=False,
     parsing=Parsing(
+        source="folder",
         dag_bag="airflow.models.dagbag:DagBag",
         dag="airflow.models.dag:DAG",
         dag_context="",

@@ -1,18 +1,22 @@
 """What the content agent asks and tells Airflow's database directly, in SQL: an Airflow of its own would need seconds.
 
-The tables are those of Airflow 3.3: `dag_bundle` and `dag` say which version was parsed and when, `import_error` what
-failed, `dag_priority_parsing_request` is how a parse is asked for (`airflow/models`).
+`dag` says when a file was parsed, `import_error` what failed, `dag_priority_parsing_request` is how a parse is asked
+for (`airflow/models`). Airflow 3 names a file by its path in its bundle, and the version with it; Airflow 2 by its
+whole path, and which version it was parsed from only the DAG processor can tell.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
+
+from airflow_deployer_pod import followed
 
 BUNDLE_NAME = "dags"
 
@@ -62,7 +66,7 @@ class AirflowDatabase(Protocol):
         """End the connection."""
 
 
-class PostgresDatabase:
+class _PostgresDatabase:
     """Airflow's own database, over one connection that is made when it is first needed.
 
     Raises:
@@ -72,7 +76,6 @@ class PostgresDatabase:
     def __init__(self, connection_file: Path = CONNECTION_FILE) -> None:
         self._file = connection_file
         self._connection: Any = None
-        self._refreshed: dict[str, datetime] = {}
 
     def _execute(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         # The driver is imported only here: 20 ms that a question about the state need not wait for.
@@ -94,6 +97,20 @@ class PostgresDatabase:
                 if attempt or not stale:
                     raise DatabaseError(str(error).strip().partition("\n")[0]) from None
         raise AssertionError
+
+    def close(self) -> None:
+        """See `AirflowDatabase`."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class BundleDatabase(_PostgresDatabase):
+    """That of an Airflow that reads DAG files from a bundle (3.0 and later)."""
+
+    def __init__(self, connection_file: Path = CONNECTION_FILE) -> None:
+        super().__init__(connection_file)
+        self._refreshed: dict[str, datetime] = {}
 
     def dag_files(self) -> dict[str, list[str]]:
         """See `AirflowDatabase`."""
@@ -174,11 +191,78 @@ class PostgresDatabase:
         )
         return {version for (version,) in rows if version}
 
-    def close(self) -> None:
+
+class FolderDatabase(_PostgresDatabase):
+    """That of an Airflow that reads DAG files from one folder (2.x).
+
+    Args:
+        connection_file: holds SQLAlchemy's URL.
+        folder: `[core] dags_folder`.
+        followed_file: where the DAG processor says which version it follows.
+    """
+
+    def __init__(
+        self,
+        connection_file: Path = CONNECTION_FILE,
+        folder: str | None = None,
+        followed_file: Path = followed.FOLLOWED_FILE,
+    ) -> None:
+        super().__init__(connection_file)
+        self._folder = (folder or os.environ.get("AIRFLOW__CORE__DAGS_FOLDER", "/home/airflow/dags")).rstrip("/") + "/"
+        self._followed_file = followed_file
+
+    def dag_files(self) -> dict[str, list[str]]:
         """See `AirflowDatabase`."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        found: dict[str, list[str]] = {}
+        rows = self._execute(
+            "SELECT fileloc, dag_id FROM dag WHERE is_active AND starts_with(fileloc, %s)", self._folder
+        )
+        for path, dag_id in rows:
+            found.setdefault(self._relative(path), []).append(dag_id)
+        return found
+
+    def request_parsing(self, files: Iterable[str]) -> None:
+        """See `AirflowDatabase`."""
+        # The id that Airflow itself gives (`generate_md5_hash` in `models/dagbag.py`): asking twice is asking once.
+        places = [f"{self._folder}{file}" for file in files]
+        self._execute(
+            "INSERT INTO dag_priority_parsing_request (id, fileloc)"
+            " SELECT id, file FROM unnest(%s::text[], %s::text[]) AS request (id, file) ON CONFLICT DO NOTHING",
+            [hashlib.md5(place.encode(), usedforsecurity=False).hexdigest() for place in places],
+            places,
+        )
+
+    def parsed(self, version: str, since: float, files: Iterable[str], removed: Iterable[str]) -> Parsed | None:
+        """See `AirflowDatabase`; the DAG processor stands for the bundle."""
+        now = followed.read(self._followed_file)
+        if now is None or now.version != version:
+            return None
+        wanted, gone = set(files), [f"{self._folder}{path}" for path in removed]
+        after = datetime.fromtimestamp(max(now.since, since), timezone.utc)
+        done = self._execute("SELECT DISTINCT fileloc FROM dag WHERE is_active AND last_parsed_time >= %s", after)
+        errors = self._execute("SELECT filename, stacktrace FROM import_error WHERE timestamp >= %s", after)
+        left = (
+            self._execute("SELECT DISTINCT fileloc FROM dag WHERE is_active AND fileloc = ANY(%s)", gone)
+            if gone
+            else []
+        )
+        return Parsed(
+            frozenset(self._relative(path) for (path,) in done) & wanted,
+            {self._relative(path): text for path, text in errors if self._relative(path) in wanted},
+            frozenset(self._relative(path) for (path,) in left),
+        )
+
+    def needed_versions(self) -> set[str]:
+        """None: what a running task uses, it holds (`folder_scheduler.py`). Asks whether the database answers."""
+        self._execute("SELECT 1")
+        return set()
+
+    def _relative(self, fileloc: str) -> str:
+        return _archive(fileloc[len(self._folder) :]) if fileloc.startswith(self._folder) else fileloc
+
+
+DATABASES: Mapping[str, Callable[[], AirflowDatabase]] = {"bundle": BundleDatabase, "folder": FolderDatabase}
+"""By what Airflow reads DAG files from (`Parsing.source`)."""
 
 
 def _archive(path: str) -> str:

@@ -1,6 +1,6 @@
 """The pod's side of a sync: take DAG content in over standard input, have it checked, make it live, and say when it is.
 
-    python -P -m airflow_deployer_pod.content_agent
+    python -m airflow_deployer_pod.content_agent
 
 **Protocol 1.** Run by exec, it speaks frames over standard input and output: 4 bytes length, big-endian, then the
 payload: a JSON object, or raw bytes where the protocol says so. A raw frame holds at most 1 MiB, a JSON frame at most
@@ -52,7 +52,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_deployer_pod.affected import Affected, find_affected, may_hold_dags
-from airflow_deployer_pod.airflow_database import AirflowDatabase, DatabaseError, Parsed, PostgresDatabase
+from airflow_deployer_pod.airflow_database import DATABASES, AirflowDatabase, DatabaseError, Parsed
 from airflow_deployer_pod.content_store import (
     ContentError,
     DagFile,
@@ -63,10 +63,11 @@ from airflow_deployer_pod.content_store import (
     check_entry,
     check_path,
 )
+from airflow_deployer_pod.parsing import Parsing
+from airflow_deployer_pod.wake_socket import wake
 
 PROTOCOL = 1
 CHECK_SOCKET = Path("/run/airflow-deployer/check.sock")
-WAKE_SOCKET = Path("/run/airflow-deployer/dag-processor.sock")
 
 MAX_RAW_FRAME = 1 << 20
 MAX_JSON_FRAME = 64 << 20
@@ -463,7 +464,7 @@ def _ask(connection: socket.socket, line: bytes, interrupted: Callable[[], bool]
 def _check_in_fresh_process(line: bytes, interrupted: Callable[[], bool]) -> tuple[bytes, str]:
     import subprocess
 
-    command = [sys.executable, "-P", "-m", "airflow_deployer_pod.import_check", "--request"]
+    command = [sys.executable, "-m", "airflow_deployer_pod.import_check", "--request"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         given: bytes | None = line
@@ -487,13 +488,6 @@ def _go_on(interrupted: Callable[[], bool]) -> None:
         raise ContentError("interrupted", "The import check was given up.")
 
 
-def wake_dag_processor(wake_socket: Path = WAKE_SOCKET) -> None:
-    """Have the DAG processor look for a new version at once; without it, it does so within a second."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
-        sender.setblocking(False)
-        sender.sendto(b"refresh", str(wake_socket))
-
-
 def main() -> int:
     """Serve the peer at standard input and output; return the exit code."""
     output = os.dup(1)
@@ -501,12 +495,12 @@ def main() -> int:
     os.dup2(2, 1)
     agent = Agent(
         store=Store(),
-        database=PostgresDatabase(),
+        database=DATABASES[Parsing.read().source](),
         image=os.environ.get("AIRFLOW_DEPLOYER_CONTENT_ID", ""),
         input=FrameReader(0),
         output=output,
         check=check_content,
-        wake=wake_dag_processor,
+        wake=wake,
     )
     agent.run()
     return 0

@@ -170,6 +170,26 @@ class Store:
                 return version
         return None
 
+    def hold_live(self) -> tuple[str, int]:
+        """The live version, and a descriptor that keeps it on the volume as long as a process has it open.
+
+        Raises:
+            ContentError: there is no content.
+        """
+        while True:
+            version = self.live_version()
+            if version is None:
+                raise ContentError("internal", f"There is no DAG content in {self.folder}.")
+            try:
+                descriptor = os.open(self.root(version), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:  # removed just now, so another one is live
+                continue
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if self.live_version() == version:
+                    return version, descriptor
+            os.close(descriptor)
+
     def live_manifest(self) -> Manifest:
         """The manifest of what is live; an empty one when nothing is."""
         version = self.live_version()
@@ -362,7 +382,7 @@ class Store:
         return [manifest for _, manifest in sorted(found, key=lambda item: -item[0])]
 
     def remove_unneeded(self, needed: Iterable[str], kept: int = KEPT_VERSIONS) -> list[str]:
-        """Remove the versions that neither are live, nor among the newest, nor needed.
+        """Remove the versions that neither are live, nor among the newest, nor needed, nor held (`hold_live`).
 
         Args:
             needed: the versions that unfinished runs and known DAGs name.
@@ -383,6 +403,7 @@ class Store:
                 newest = sorted(folders, key=lambda version: -times.get(version, 0.0))
                 keep.update(newest[:kept], filter(None, [self.live_version()]))
                 removed = [version for version in newest if version not in keep]
+                removed = [version for version in removed if not _is_held(self.versions / version)]
                 for version in removed:
                     # Moved away first: a version whose removal is cut off is none that anybody could still use.
                     leftover = self.staging / _random_name()
@@ -641,6 +662,18 @@ def _link(source: str, target: str) -> bool:
 
         shutil.copy2(source, target)
     return True
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether some process holds this version; it was not live any more, so none begins to."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _random_name() -> str:

@@ -38,9 +38,9 @@ from airflow.models.dag import DagModel
 from airflow.utils.file import might_contain_dag
 from airflow.utils.session import create_session
 
-from airflow_deployer_pod.content_agent import WAKE_SOCKET
 from airflow_deployer_pod.dag_bundle import ContentBundle
 from airflow_deployer_pod.import_root import use_root
+from airflow_deployer_pod.wake_socket import WAKE_SOCKET
 
 _DATAGRAM = 64
 _ENDING_SECONDS = 0.005

@@ -53,7 +53,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from airflow_deployer_pod.content_store import CONTENT_FOLDER, IMAGE_FOLDER
-from airflow_deployer_pod.import_root import use_root
+from airflow_deployer_pod.import_root import use_version
 from airflow_deployer_pod.parsing import Parsing, load
 
 _MESSAGE_LENGTH = 500
@@ -252,7 +252,11 @@ def import_file(file: Path, dags: Path, parsing: Parsing) -> FileResult:
     raised = _Raised()
     if parsing.error_log:
         logging.getLogger(parsing.error_log).addHandler(raised)
-    bag = dag_bag(dag_folder=str(file), **{name: value for name, value in arguments.items() if name in known})
+    try:
+        bag = dag_bag(dag_folder=str(file), **{name: value for name, value in arguments.items() if name in known})
+    except SystemExit:  # which only later versions of Airflow count as an import error
+        seconds = round(time.monotonic() - begin, 3)
+        return {"dag_ids": [], "imports": [], "errors": [traceback.format_exc()], "seconds": seconds}
     # A second DAG of the same file takes the first one's place without a word, and equal ones count as one for Airflow.
     module_level = _module_level_dags(str(file), dag_class)
     defined = {id(dag): dag.dag_id for dag in (*registered.dags, *bag.dags.values(), *module_level)}
@@ -519,7 +523,7 @@ def check(request: Request, parsing: Parsing, result_descriptor: int, *, over_so
             load(name)
 
     root, dags = request.root, request.root / "dags"
-    use_root(root, CONTENT_FOLDER)
+    use_version(root, CONTENT_FOLDER)
     limit = max(
         conf.getfloat(parsing.timeout_section, "dag_file_processor_timeout"),
         conf.getfloat("core", "dagbag_import_timeout") + 5,

@@ -25,6 +25,14 @@ def use_root(root: Path, content: Path) -> None:
     importlib.invalidate_caches()
 
 
+def use_version(root: Path, content: Path) -> None:
+    """The same for an Airflow that does not put the DAG folder on `sys.path` itself when it imports a DAG file."""
+    use_root(root, content)
+    dags = str(root / "dags")
+    if dags not in sys.path:
+        sys.path.append(dags)
+
+
 def _leads_to_content(entry: str, content: str) -> bool:
     """Whether modules of some version are found through an entry of `sys.path`."""
     if not entry:

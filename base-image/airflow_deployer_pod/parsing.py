@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROFILE_FILE = Path(__file__).parents[1] / "profile.json"
+from airflow_deployer_pod.profile import PROFILE_FILE
 
 
 @dataclass(frozen=True)
 class Parsing:
     """Names, `module:attribute`, and settings of one series of Airflow; an empty name is of something it lacks."""
 
+    source: str
     dag_bag: str
     dag: str
     dag_context: str

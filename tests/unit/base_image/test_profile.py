@@ -43,7 +43,16 @@ def test_nothing_that_makes_the_application_or_loads_plugins_is_imported_before_
 
 # What came after Python 3.8 and is easily used by mistake. `os.readlink` is old, `Path.readlink` is not.
 TOO_NEW = {"removeprefix", "removesuffix", "waitstatus_to_exitcode", "readlink", "is_relative_to", "hardlink_to"}
-NEEDED_BY_1_10 = ("__init__", "airflow_database", "content_store", "import_root", "profile", "supervisor")
+NEEDED_BY_1_10 = (
+    "__init__",
+    "airflow_database",
+    "content_store",
+    "import_check",
+    "import_root",
+    "parsing",
+    "profile",
+    "supervisor",
+)
 
 
 @pytest.mark.parametrize("module", NEEDED_BY_1_10)
