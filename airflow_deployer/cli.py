@@ -373,12 +373,27 @@ def render(ctx: typer.Context) -> None:
     options.console.text(yaml.safe_dump_all(objects, sort_keys=False, width=120))
 
 
-@cluster_app.command("up", epilog=_examples("deployer cluster up", "deployer cluster up --provider native"))
+@cluster_app.command(
+    "up",
+    epilog=_examples(
+        "deployer cluster up",
+        "deployer cluster up --provider native",
+        "deployer cluster up --airflow 2.11.2 --airflow 1.10.15",
+    ),
+)
 def cluster_up(
     ctx: typer.Context,
     provider: Annotated[
         Provider, typer.Option(help="kind where Docker and kind are there, else native (Debian, as root).")
     ] = Provider.AUTO,
+    airflow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VERSION",
+            help="A version of Airflow to be deployed there, beside the default one; may be repeated. Native makes the "
+            "images it builds on.",
+        ),
+    ] = None,
 ) -> None:
     """Make or start a local cluster with a registry that `deployer up` finds by itself."""
     from dataclasses import asdict
@@ -386,7 +401,7 @@ def cluster_up(
     from airflow_deployer import local_cluster, reports
 
     options: Globals = ctx.obj
-    found = local_cluster.up(provider.value, options.console)
+    found = local_cluster.up(provider.value, options.console, airflow=airflow or ())
     options.console.result(asdict(found), reports.cluster_lines(found))
 
 

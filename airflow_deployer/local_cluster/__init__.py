@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from airflow_deployer.errors import LocalClusterError
+from collections.abc import Iterable
+
+from airflow_deployer.errors import ConfigurationError, LocalClusterError
 from airflow_deployer.progress import Progress
 
 from .cluster_status import ClusterStatus, Part, Provider, ProviderChoice
@@ -40,19 +42,46 @@ def choose(choice: ProviderChoice) -> Provider:
     )
 
 
-def up(provider: ProviderChoice, progress: Progress) -> ClusterStatus:
+def up(provider: ProviderChoice, progress: Progress, *, airflow: Iterable[str] = ()) -> ClusterStatus:
     """Have a local cluster and its registry run; safe to repeat, and quick when they do.
 
+    Args:
+        airflow: versions of Airflow whose public images the cluster must be able to get. Native makes stand-ins for
+            those that it does not have yet; kind pulls public images itself.
+
     Raises:
+        ConfigurationError: one of `airflow` is no version that can be deployed.
         LocalClusterError: it cannot work on this machine, or a step failed; the next `up` goes on from there.
     """
+    images = public_images(airflow)
     if choose(provider) == "kind":
         from . import kind
 
         return kind.up(progress)
     from .native import cluster
 
-    return cluster.up(progress)
+    return cluster.up(progress, stand_ins_for=images)
+
+
+def public_images(versions: Iterable[str]) -> list[str]:
+    """What these versions of Airflow build and run on: the parents and the databases of their profiles.
+
+    Raises:
+        ConfigurationError: one is no version that can be deployed.
+    """
+    from airflow_deployer import airflow_profiles
+
+    found = []
+    for version in versions:
+        profile = airflow_profiles.find_profile(version)
+        if profile is None:
+            known = ", ".join(profile.locked for profile in airflow_profiles.PROFILES)
+            raise ConfigurationError(
+                f'"{version}" is no Airflow that can be deployed',
+                hint=f"Name a release of one of these series: {known}",
+            )
+        found += [profile.parent, profile.postgres_image]
+    return found
 
 
 def down(provider: ProviderChoice, progress: Progress, *, purge: bool) -> None:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -55,20 +55,25 @@ PROCESSES = (
 )
 
 
-def up(progress: Progress, layout: Layout | None = None) -> ClusterStatus:
+def up(progress: Progress, *, stand_ins_for: Sequence[str] = (), layout: Layout | None = None) -> ClusterStatus:
     """Have the cluster run: whatever is missing is installed, built, started or repaired.
+
+    Args:
+        stand_ins_for: names of public images (`postgres:15`) that its registry must have, beside those that are in
+            every cluster's.
 
     Raises:
         LocalClusterError: this machine cannot run it, or a step failed; the next `up` goes on from there.
     """
     layout = layout or Layout()
+    stand_ins = images.wanted(stand_ins_for)
     _require_supported()
     with _alone(layout, progress):
         layout.ensure_directories()
         table = ProcessTable(layout)
         _clear_interrupted(layout, table)
         _ensure_packages(layout, progress)
-        _ensure_ingredients(layout, table, progress)
+        _ensure_ingredients(layout, table, stand_ins, progress)
         with progress.step("Kubernetes") as step:
             step.update("pod network and certificates")
             pod_network = network.pod_network(layout)
@@ -230,7 +235,9 @@ def _ensure_packages(layout: Layout, progress: Progress) -> None:
     packages.ensure_packages(layout, packages.missing(wanted), progress)
 
 
-def _ensure_ingredients(layout: Layout, table: ProcessTable, progress: Progress) -> None:
+def _ensure_ingredients(
+    layout: Layout, table: ProcessTable, stand_ins: Sequence[images.StandIn], progress: Progress
+) -> None:
     """Kubernetes' programs beside Docker, the registry and the images: one mostly computes, the other downloads."""
 
     def docker_and_images() -> None:
@@ -241,7 +248,7 @@ def _ensure_ingredients(layout: Layout, table: ProcessTable, progress: Progress)
             registry.ensure_registry(layout, table)
             step.done(registry.HOST)
         images.ensure_pause(layout, progress)
-        images.ensure_stand_ins(layout, progress)
+        images.ensure_stand_ins(layout, stand_ins, progress)
 
     _side_by_side(lambda: kubernetes_build.ensure_kubernetes(layout, progress), docker_and_images)
 

@@ -1,7 +1,7 @@
 """The images that the native cluster brings: pause, and stand-ins for the public images the project builds on.
 
-The stand-ins come from one `debootstrap` of Debian trixie. They carry the machine's CA bundle and its way to the
-package index, since a mirror or proxy may present a certificate that only this machine knows.
+The stand-ins come from one `debootstrap` of each Debian release they build on. They carry the machine's CA bundle and
+its way to the package index, since a mirror or proxy may present a certificate that only this machine knows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from airflow_deployer.errors import LocalClusterError
 from airflow_deployer.progress import Progress, Step
 
-from . import mounts, packages, registry
+from . import interpreter, mounts, packages, registry
 from .commands import PROXIES, run
 from .docker_engine import SOCKET
 from .layout import Layout
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 FILES = Path(__file__).parent / "files"
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 PAUSE = f"{registry.HOST}/airflow-deployer/pause:1"
-_SUITE = "trixie"
-_ROOT_IMAGE = ("airflow-deployer/debian", _SUITE)
+_ROOT_REPOSITORY = "airflow-deployer/debian"
 # Documentation and translations, which nothing in a container reads.
 _LEFT_OUT = (
     "usr/share/doc",
@@ -49,23 +48,57 @@ _DPKG_LEAVES_OUT = "".join(f"path-exclude /{path}/*\n" for path in _LEFT_OUT[:4]
 
 @dataclass(frozen=True)
 class StandIn:
-    """An image to be in the registry, made from a Dockerfile and files of `files/`."""
+    """An image to be in the registry, made from a Dockerfile and files of `files/`.
+
+    Args:
+        suite: the Debian release it builds on.
+        version: of Python (`3.13`) or Postgres (`17`), the Dockerfile's build argument VERSION.
+        on_demand: made only when it is asked for by name.
+        copied: its Python is an interpreter of this machine.
+    """
 
     repository: str
     tag: str
     dockerfile: str
+    suite: str
+    version: str
     files: tuple[str, ...] = ()
+    on_demand: bool = False
+    copied: bool = False
 
     @property
     def name(self) -> str:
         """Repository and tag."""
         return f"{self.repository}:{self.tag}"
 
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The Dockerfile's build arguments."""
+        return {"SUITE": self.suite, "VERSION": self.version}
 
+
+_ENTRYPOINT = ("postgres-entrypoint.sh",)
 STAND_INS = (
-    StandIn("library/python", "3.13-slim-trixie", "python.Dockerfile"),
-    StandIn("library/postgres", "17", "postgres.Dockerfile", ("postgres-entrypoint.sh",)),
+    StandIn("library/python", "3.13-slim-trixie", "python.Dockerfile", "trixie", "3.13"),
+    StandIn("library/postgres", "17", "postgres.Dockerfile", "trixie", "17", _ENTRYPOINT),
+    StandIn("library/python", "3.11-slim-bookworm", "python.Dockerfile", "bookworm", "3.11", on_demand=True),
+    StandIn(
+        "library/python",
+        "3.8-slim-bookworm",
+        "copied-python.Dockerfile",
+        "bookworm",
+        "3.8",
+        on_demand=True,
+        copied=True,
+    ),
+    StandIn("library/postgres", "15", "postgres.Dockerfile", "bookworm", "15", _ENTRYPOINT, on_demand=True),
 )
+
+
+def wanted(names: Iterable[str]) -> list[StandIn]:
+    """The stand-ins that are always made, and those for the public images of these names (`postgres:15`)."""
+    asked = {f"library/{name}" for name in names}
+    return [stand_in for stand_in in STAND_INS if stand_in.name in asked or not stand_in.on_demand]
 
 
 def index_url(environ: Mapping[str, str], pip_conf: str) -> str | None:
@@ -84,15 +117,17 @@ def index_url(environ: Mapping[str, str], pip_conf: str) -> str | None:
 
 
 def _inputs(stand_in: StandIn) -> str:
-    digest = hashlib.sha256(_root_inputs().encode())
+    digest = hashlib.sha256(json.dumps([_root_inputs(stand_in.suite), stand_in.arguments]).encode())
     for name in (stand_in.dockerfile, *stand_in.files):
         digest.update((FILES / name).read_bytes())
+    if stand_in.copied:
+        digest.update(Path(interpreter.__file__).read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _root_inputs() -> str:
+def _root_inputs(suite: str) -> str:
     bundle = CA_BUNDLE.read_bytes() if CA_BUNDLE.exists() else b""
-    parts = [_SUITE, packages.debian_mirror() or "", _DPKG_LEAVES_OUT, _pip_index() or ""]
+    parts = [suite, packages.debian_mirror() or "", _DPKG_LEAVES_OUT, _pip_index() or ""]
     return hashlib.sha256(json.dumps(parts).encode() + bundle).hexdigest()[:16]
 
 
@@ -164,7 +199,13 @@ def _follow(messages: Any, *, action: str, step: Step, log: Path) -> None:
 
 
 def _build_and_push(
-    layout: Layout, repository: str, tag: str, files: Mapping[str, Path], inputs: str, step: Step
+    layout: Layout,
+    repository: str,
+    tag: str,
+    files: Mapping[str, Path],
+    inputs: str,
+    step: Step,
+    arguments: Mapping[str, str] | None = None,
 ) -> None:
     import docker.errors
 
@@ -179,7 +220,7 @@ def _build_and_push(
             custom_context=True,
             tag=f"{reference}:{tag}",
             network_mode="host",
-            buildargs=proxies,
+            buildargs=proxies | dict(arguments or {}),
             rm=True,
             forcerm=True,
             decode=True,
@@ -217,12 +258,12 @@ def ensure_pause(layout: Layout, progress: Progress) -> None:
         step.done(PAUSE)
 
 
-def _ensure_root_file_system(layout: Layout, progress: Progress) -> Path:
+def _ensure_root_file_system(layout: Layout, suite: str, progress: Progress) -> Path:
     """The archive of a minimal Debian root file system; made by `debootstrap` unless the cache has it."""
-    archive = layout.cache / f"debian-{_SUITE}-{_root_inputs()}.tar"
+    archive = layout.cache / f"debian-{suite}-{_root_inputs(suite)}.tar"
     if archive.exists():
         return archive
-    with progress.step(f"Debian {_SUITE} root file system") as step:
+    with progress.step(f"Debian {suite} root file system") as step:
         root = Path(tempfile.mkdtemp(prefix="rootfs-", suffix=".partial", dir=layout.cache))
         try:
             mirror = packages.debian_mirror()
@@ -231,11 +272,11 @@ def _ensure_root_file_system(layout: Layout, progress: Progress) -> Path:
                     "debootstrap",
                     "--variant=minbase",
                     "--include=ca-certificates",
-                    _SUITE,
+                    suite,
                     root,
                     *([mirror] if mirror else []),
                 ],
-                action=f"making a Debian {_SUITE} root file system",
+                action=f"making a Debian {suite} root file system",
                 state=layout.state,
                 log=layout.logs / "debootstrap.log",
                 step=step,
@@ -272,32 +313,42 @@ def _ensure_root_file_system(layout: Layout, progress: Progress) -> Path:
     return archive
 
 
-def _import(archive: Path, progress: Progress) -> None:
+def _import(archive: Path, suite: str, progress: Progress) -> None:
     import docker.errors
 
-    repository, tag = _ROOT_IMAGE
-    with progress.step(f"Image {repository}:{tag}"):
+    with progress.step(f"Image {_ROOT_REPOSITORY}:{suite}"):
         client = _docker()
         try:
-            client.api.import_image_from_file(str(archive), repository=repository, tag=tag)
+            client.api.import_image_from_file(str(archive), repository=_ROOT_REPOSITORY, tag=suite)
         except docker.errors.DockerException as error:
             raise LocalClusterError(f"importing {archive} into Docker failed: {error}") from error
         finally:
             client.close()
 
 
-def ensure_stand_ins(layout: Layout, progress: Progress) -> None:
-    """Have `library/python` and `library/postgres` in the registry.
+def ensure_stand_ins(layout: Layout, stand_ins: Iterable[StandIn], progress: Progress) -> None:
+    """Have these stand-ins in the registry.
+
+    An interpreter that was copied is not compared again: one that is installed or removed later changes no image.
 
     Raises:
-        LocalClusterError: a download, a build or a push failed.
+        LocalClusterError: a download, a build or a push failed, or an interpreter to copy is missing.
     """
-    missing = [s for s in STAND_INS if not _is_current(layout, s.repository, s.tag, _inputs(s))]
-    if not missing:
-        return
-    _import(_ensure_root_file_system(layout, progress), progress)
+    missing = [s for s in stand_ins if not _is_current(layout, s.repository, s.tag, _inputs(s))]
+    # Looked for before anything long begins.
+    interpreters = {s.version: interpreter.require(s.version, s.name, layout.state) for s in missing if s.copied}
+    for suite in dict.fromkeys(stand_in.suite for stand_in in missing):
+        _import(_ensure_root_file_system(layout, suite, progress), suite, progress)
     for stand_in in missing:
-        with progress.step(f"Image {stand_in.name}") as step:
+        with (
+            progress.step(f"Image {stand_in.name}") as step,
+            tempfile.TemporaryDirectory(suffix=".partial", dir=layout.cache) as directory,
+        ):
             files = {name: FILES / name for name in stand_in.files} | {"Dockerfile": FILES / stand_in.dockerfile}
-            _build_and_push(layout, stand_in.repository, stand_in.tag, files, _inputs(stand_in), step)
+            if stand_in.copied:
+                files["interpreter.tar"] = Path(directory) / "interpreter.tar"
+                interpreter.pack(interpreters[stand_in.version], files["interpreter.tar"])
+            _build_and_push(
+                layout, stand_in.repository, stand_in.tag, files, _inputs(stand_in), step, stand_in.arguments
+            )
             step.done(f"in {registry.HOST}")

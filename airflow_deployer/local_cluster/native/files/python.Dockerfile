@@ -1,5 +1,7 @@
-# Stands in for the public python:3.13-slim-trixie: the same names in the same places, from Debian's own packages.
-FROM airflow-deployer/debian:trixie
+# Stands in for a public python:*-slim-* image: the same names in the same places, from Debian's own packages.
+ARG SUITE
+FROM airflow-deployer/debian:${SUITE}
+ARG VERSION
 ENV LANG=C.UTF-8 \
     PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
@@ -8,6 +10,6 @@ ENV LANG=C.UTF-8 \
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv python3-pip \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /usr/lib/python3*/EXTERNALLY-MANAGED \
-    && for name in python python3 python3.13; do ln -s /usr/bin/python3.13 /usr/local/bin/$name; done \
+    && for name in python python3 python${VERSION}; do ln -s /usr/bin/python${VERSION} /usr/local/bin/$name; done \
     && for name in pip pip3; do ln -s /usr/bin/pip3 /usr/local/bin/$name; done
 CMD ["python3"]
