@@ -429,6 +429,14 @@ def find_profile(version: str) -> Profile | None:
     return None
 
 
+def unsupported(version: str) -> str | None:
+    """Why a version cannot be deployed, None when it has a profile."""
+    if find_profile(version):
+        return None
+    oldest = ", ".join(f"{'.'.join(map(str, profile.first))} and later {profile.series}.x" for profile in PROFILES)
+    return f'"{version}" is no release of Airflow that can be deployed; those are {oldest}'
+
+
 def is_newer_than_known(version: str) -> bool:
     """Whether it belongs to a minor series that came after this release of the deployer."""
     numbers, known = parse_version(version), parse_version(PROFILES[0].locked)

@@ -26,6 +26,7 @@ from airflow_deployer.airflow_profiles import (
     Profile,
     find_profile,
     own_settings,
+    unsupported,
 )
 from airflow_deployer.errors import ConfigurationError
 
@@ -150,13 +151,6 @@ def _relative_path(value: str) -> str | None:
     return None
 
 
-def _airflow_version(value: str) -> str | None:
-    if find_profile(value):
-        return None
-    oldest = ", ".join(f"{'.'.join(map(str, profile.first))} and later {profile.series}.x" for profile in PROFILES)
-    return f'"{value}" is no release of Airflow that can be deployed; those are {oldest}'
-
-
 def _registry_host(value: str) -> str | None:
     from airflow_deployer.registry import is_registry_host
 
@@ -235,7 +229,7 @@ class Airflow(Struct, frozen=True, forbid_unknown_fields=True):
         _key(
             "The Airflow version. Locked packages come along for "
             f"{', '.join(profile.locked for profile in PROFILES)}; for another one `deployer lock` makes them.",
-            check=_airflow_version,
+            check=unsupported,
         ),
     ] = DEFAULT_VERSION
     settings: Annotated[
@@ -268,7 +262,7 @@ class Airflow(Struct, frozen=True, forbid_unknown_fields=True):
         """What the version decides."""
         profile = find_profile(self.version)
         if profile is None:  # `load` lets no such version through
-            raise ConfigurationError(f"Invalid `airflow.version`: {_airflow_version(self.version)}.")
+            raise ConfigurationError(f"Invalid `airflow.version`: {unsupported(self.version)}.")
         return profile
 
     def environment(self) -> dict[str, str]:

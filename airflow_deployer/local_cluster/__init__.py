@@ -75,10 +75,9 @@ def public_images(versions: Iterable[str]) -> list[str]:
     for version in versions:
         profile = airflow_profiles.find_profile(version)
         if profile is None:
-            known = ", ".join(profile.locked for profile in airflow_profiles.PROFILES)
             raise ConfigurationError(
-                f'"{version}" is no Airflow that can be deployed',
-                hint=f"Name a release of one of these series: {known}",
+                f"Invalid --airflow: {airflow_profiles.unsupported(version)}.",
+                hint=f"Name a release in full: deployer cluster up --airflow {airflow_profiles.DEFAULT_VERSION}",
             )
         found += [profile.parent, profile.postgres_image]
     return found

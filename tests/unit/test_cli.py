@@ -83,6 +83,15 @@ def test_verbose_adds_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in run("up", "--verbose", cwd=tmp_path).stderr
 
 
+@pytest.mark.parametrize("version", ["2.11", "latest"])
+def test_a_local_cluster_for_an_airflow_that_does_not_exist(version: str, tmp_path: Path) -> None:
+    done = run("cluster", "up", "--airflow", "3.3.2", "--airflow", version, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f'error: Invalid --airflow: "{version}" is no release' in done.stderr
+    assert "next: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_kubeconfig_points_to_the_local_cluster(tmp_path: Path) -> None:
     done = run("status", cwd=tmp_path, KUBECONFIG=str(tmp_path / "none"))
     assert done.returncode == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_deployer.airflow_profiles import PROFILES, Profile
 from airflow_deployer.errors import LocalClusterError
 from airflow_deployer.local_cluster.native import images
 
@@ -31,6 +32,34 @@ def test_every_file_of_the_images_is_in_the_package() -> None:
     for stand_in in images.STAND_INS:
         for name in (stand_in.dockerfile, *stand_in.files):
             assert (images.FILES / name).is_file()
+
+
+def test_without_a_wish_there_is_what_the_default_airflow_needs_and_nothing_else() -> None:
+    newest = PROFILES[0]
+    assert {s.name for s in images.wanted([])} == {f"library/{newest.parent}", f"library/{newest.postgres_image}"}
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.series)
+def test_every_series_of_airflow_has_its_stand_ins(profile: Profile) -> None:
+    wanted = images.wanted([profile.parent, profile.postgres_image])
+    names = [stand_in.name for stand_in in wanted]
+    assert f"library/{profile.parent}" in names
+    assert f"library/{profile.postgres_image}" in names
+    assert len(set(names)) == len(names)
+    parent = next(stand_in for stand_in in wanted if stand_in.name == f"library/{profile.parent}")
+    assert parent.version == profile.python
+
+
+def test_the_name_of_a_stand_in_says_its_version_and_release() -> None:
+    for stand_in in images.STAND_INS:
+        if stand_in.repository == "library/python":
+            assert stand_in.tag == f"{stand_in.version}-slim-{stand_in.suite}"
+        else:
+            assert stand_in.tag == stand_in.version
+
+
+def test_images_of_one_dockerfile_have_inputs_of_their_own() -> None:
+    assert len({images._inputs(stand_in) for stand_in in images.STAND_INS}) == len(images.STAND_INS)
 
 
 def test_the_context_holds_the_files_executable(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Which provider is meant."""
+"""Which provider is meant, and which images."""
 
 from __future__ import annotations
 
 import pytest
 
 from airflow_deployer import local_cluster
-from airflow_deployer.errors import LocalClusterError
+from airflow_deployer.errors import ConfigurationError, LocalClusterError
 from airflow_deployer.local_cluster import kind
 from airflow_deployer.local_cluster.native import cluster, packages
 
@@ -43,3 +43,23 @@ def test_a_machine_that_can_have_neither_is_told_both_ways(monkeypatch: pytest.M
 def test_a_provider_that_is_named_is_taken_at_its_word() -> None:
     assert local_cluster.choose("kind") == "kind"
     assert local_cluster.choose("native") == "native"
+
+
+@pytest.mark.parametrize(
+    ("versions", "names"),
+    [
+        ([], []),
+        (["2.11.2"], ["python:3.11-slim-bookworm", "postgres:15"]),
+        (["1.10.15"], ["python:3.8-slim-bookworm", "postgres:15"]),
+        (["3.3.2", "2.9.0"], ["python:3.13-slim-trixie", "postgres:17", "python:3.11-slim-bookworm", "postgres:15"]),
+    ],
+)
+def test_a_version_of_airflow_means_the_images_of_its_profile(versions: list[str], names: list[str]) -> None:
+    assert local_cluster.public_images(versions) == names
+
+
+@pytest.mark.parametrize("version", ["", "2", "2.11", "latest", "1.9.0", "2.11.2rc1"])
+def test_what_is_no_version_that_can_be_deployed_is_refused_before_anything_is_done(version: str) -> None:
+    with pytest.raises(ConfigurationError, match=f'Invalid --airflow: "{version}" is no release') as caught:
+        local_cluster.public_images(["3.3.2", version])
+    assert "--airflow 3." in caught.value.hint
