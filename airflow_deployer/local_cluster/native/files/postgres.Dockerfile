@@ -10,8 +10,10 @@ RUN groupadd --system --gid 999 postgres \
     && apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql-${VERSION} \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* \
-       /usr/lib/*/libLLVM* /usr/lib/llvm-* /usr/lib/postgresql/${VERSION}/lib/llvmjit* /usr/lib/postgresql/${VERSION}/lib/bitcode \
-    && sed -i "s/^#*listen_addresses = .*/listen_addresses = '*'/" /usr/share/postgresql/${VERSION}/postgresql.conf.sample \
+       /usr/lib/*/libLLVM* /usr/lib/llvm-* \
+       /usr/lib/postgresql/${VERSION}/lib/llvmjit* /usr/lib/postgresql/${VERSION}/lib/bitcode \
+    && sed -i "s/^#*listen_addresses = .*/listen_addresses = '*'/" \
+       /usr/share/postgresql/${VERSION}/postgresql.conf.sample \
     && install -d -o postgres -g postgres -m 1777 /var/lib/postgresql /var/lib/postgresql/data \
     && install -d -o postgres -g postgres -m 3777 /var/run/postgresql
 ENV LANG=C.UTF-8 PGDATA=/var/lib/postgresql/data PATH=$PATH:/usr/lib/postgresql/${VERSION}/bin
