@@ -87,6 +87,7 @@ class Profile:
         scheduler: runs the tasks; started when `web` answers, stopped first.
         others: started beside `web`.
         migration: brings the schema up to date.
+        migrates_from: the oldest Airflow whose schema that can start from (`airflow/migrations/versions`).
         fork: whether one parent may import Airflow and fork the processes.
         first_imports: what the migration has loaded: modules that the parent must have before anything is forked.
         imports: what else the processes have loaded once they run, and what most DAGs import.
@@ -118,6 +119,7 @@ class Profile:
     scheduler: Process
     others: tuple[Process, ...]
     migration: Process
+    migrates_from: tuple[int, ...]
     fork: bool
     login: Literal["simple", "fab"]
     answer_path: str
@@ -196,6 +198,7 @@ AIRFLOW_3 = Profile(
         Process("triggerer", ("triggerer", "--skip-serve-logs"), stop_children=True, kill_seconds=8.0),
     ),
     migration=Process("migration", ("db", "migrate"), kill_seconds=10.0),
+    migrates_from=(2, 6, 2),
     fork=True,
     first_imports=("airflow.__main__", "airflow.cli.commands.db_command", "airflow.utils.db"),
     # `sys.modules` of each process, compared. `airflow.api_fastapi.main` is left out: it makes the application, and for
@@ -304,6 +307,7 @@ AIRFLOW_2 = Profile(
         Process("triggerer", ("triggerer", "--skip-serve-logs"), stop_children=True, kill_seconds=8.0),
     ),
     migration=Process("migration", ("db", "migrate"), kill_seconds=10.0),
+    migrates_from=(1, 10, 10),
     fork=True,
     login="fab",
     answer_path="/health",
@@ -362,6 +366,7 @@ AIRFLOW_1 = Profile(
     scheduler=Process("scheduler", ("scheduler",)),
     others=(),
     migration=Process("migration", ("upgradedb",), kill_seconds=10.0),
+    migrates_from=(1, 10, 10),
     fork=False,
     login="fab",
     answer_path="/health",

@@ -55,6 +55,7 @@ _ROWS: tuple[tuple[str, Callable[[Profile], str]], ...] = (
     ("Processes", _processes),
     ("Forked from one parent", lambda p: _yes(p.fork)),
     ("Migration", lambda p: f"`{_command(p.migration)}`"),
+    ("Migrates databases of", lambda p: f"{'.'.join(map(str, p.migrates_from))} and later"),
     ("Login", lambda p: {"simple": "SimpleAuthManager", "fab": "Flask-AppBuilder"}[p.login] + ", user `admin`"),
     ("Ready when answered", lambda p: f"`{p.answer_path}`"),
     ("Health", lambda p: f"`{p.health_path}`: {', '.join(p.health_components)}"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from airflow_deployer.airflow_profiles import parse_version
+from airflow_deployer.airflow_profiles import PROFILES, find_profile, parse_version
 from airflow_deployer.cluster import Object
 from airflow_deployer.errors import DeployerError, UpgradeError
 from airflow_deployer.manifests import AIRFLOW_VERSION, Names
@@ -57,7 +57,7 @@ def plan(found: str | None, wanted: str, pod: Object | None, *, restoring: bool)
         restoring: whether the database will be replaced by that of a backup.
 
     Raises:
-        UpgradeError: the wanted version is older, and cannot read the database.
+        UpgradeError: the wanted version is older and cannot read the database, or too new to migrate it.
     """
     old, new = parse_version(found or ""), parse_version(wanted)
     if found is None or old is None or new is None or old == new or restoring:
@@ -72,6 +72,14 @@ def plan(found: str | None, wanted: str, pod: Object | None, *, restoring: bool)
             details=["Nothing was changed."],
             hint=f"stay on {found} in deployer.toml, or go back to a backup made with {wanted}: "
             "deployer up --restore FILE",
+        )
+    profile = find_profile(wanted)
+    if profile is not None and old < profile.migrates_from:
+        between = next((each for each in PROFILES if each is not profile and each.migrates_from <= old), profile)
+        raise UpgradeError(
+            f"Airflow {wanted} cannot be deployed: it cannot migrate the database, which belongs to Airflow {found}.",
+            details=["Nothing was changed."],
+            hint=f'go by way of Airflow {between.locked}: set airflow.version = "{between.locked}", deployer up --upgrade',
         )
     return Upgrade(found, wanted, begun=_version(pod) == wanted)
 

@@ -68,6 +68,15 @@ def test_an_older_version_is_refused_with_the_way_back() -> None:
     assert plan("3.3.2", "2.11.2", None, restoring=True) is None
 
 
+def test_a_leap_that_the_migration_cannot_make_is_refused_with_the_step_between() -> None:
+    with pytest.raises(
+        UpgradeError, match=r"cannot migrate the database, which belongs to Airflow 1\.10\.15"
+    ) as caught:
+        plan("1.10.15", "3.3.2", None, restoring=False)
+    assert 'airflow.version = "2.11.2"' in caught.value.hint
+    assert plan("1.10.15", "2.11.2", None, restoring=False) == Upgrade("1.10.15", "2.11.2", begun=False)
+
+
 def test_what_will_happen_is_told_with_the_command() -> None:
     error = announcement(UPGRADE, drain="60s", backup=Path("airflow-2.11.2.backup"))
     assert error.hint == "deployer up --upgrade"
