@@ -32,7 +32,7 @@ unit: $(READY) ## tests that need neither Docker nor a cluster
 	$(BIN)/python -m pytest tests/unit -q
 
 e2e: $(READY) ## tests on the real Docker Engine, registry and Kubernetes API
-	$(BIN)/deployer cluster up
+	$(BIN)/deployer cluster up --airflow 2.11.2 --airflow 1.10.15
 	$(BIN)/python -m pytest tests/e2e -v
 
 format: $(READY) ## put the code into its usual form
