@@ -88,6 +88,9 @@ class Profile:
         others: started beside `web`.
         migration: brings the schema up to date.
         migrates_from: the oldest Airflow whose schema that can start from (`airflow/migrations/versions`).
+        scheduler_waits: whether the scheduler waits for running tasks after SIGTERM; another one is held up meanwhile.
+        resets_interrupted: whether Airflow itself has tasks start over that were running when it was killed; otherwise
+            the pod does.
         fork: whether one parent may import Airflow and fork the processes.
         first_imports: what the migration has loaded: modules that the parent must have before anything is forked.
         imports: what else the processes have loaded once they run, and what most DAGs import.
@@ -132,14 +135,19 @@ class Profile:
     parsing: Parsing
     wiring: Mapping[str, str]
     tuning: Mapping[str, str]
+    scheduler_waits: bool = True
+    resets_interrupted: bool = True
     first_imports: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     secret_files: Mapping[str, str] = field(default_factory=dict)
 
     def pod_document(self) -> str:
         """What the pod has to know, as JSON: `profile.json` of the base image."""
-        names = ("series", "fork", "login", "answer_path", "health_path", "health_components", "hot", "versioned")
-        document: dict[str, Any] = {name: getattr(self, name) for name in (*names, "first_imports", "imports")}
+        names = (
+            *("series", "fork", "first_imports", "imports", "login", "answer_path", "health_path", "health_components"),
+            *("scheduler_waits", "resets_interrupted", "hot", "versioned"),
+        )
+        document: dict[str, Any] = {name: getattr(self, name) for name in names}
         document["secret_files"] = dict(self.secret_files)
         document["parsing"] = dataclasses.asdict(self.parsing)
         document |= {name: dataclasses.asdict(getattr(self, name)) for name in ("web", "scheduler", "migration")}
@@ -367,6 +375,9 @@ AIRFLOW_1 = Profile(
     others=(),
     migration=Process("migration", ("upgradedb",), kill_seconds=10.0),
     migrates_from=(1, 10, 10),
+    # It ends at once, and its workers with it, but not their tasks.
+    scheduler_waits=False,
+    resets_interrupted=False,
     fork=False,
     login="fab",
     answer_path="/health",

@@ -63,6 +63,8 @@ class Profile:
         health_components: what has to be healthy in it.
         login: how the admin user comes to be, `simple` or `fab`.
         secret_files: variables whose values are in files of the mounted Secret.
+        scheduler_waits: whether the scheduler waits for running tasks after SIGTERM; another one is held up meanwhile.
+        resets_interrupted: whether Airflow itself has tasks start over that were running when it was killed.
         fork: whether one parent may import Airflow and fork the processes.
         first_imports: modules that the parent must have before anything is forked.
         imports: modules that it imports next.
@@ -77,6 +79,8 @@ class Profile:
     health_components: tuple[str, ...]
     login: str = "simple"
     secret_files: Mapping[str, str] = field(default_factory=dict)
+    scheduler_waits: bool = True
+    resets_interrupted: bool = True
     fork: bool = True
     first_imports: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
@@ -95,6 +99,8 @@ class Profile:
             health_components=tuple(document["health_components"]),
             login=document["login"],
             secret_files=document["secret_files"],
+            scheduler_waits=document["scheduler_waits"],
+            resets_interrupted=document["resets_interrupted"],
             fork=document["fork"],
             first_imports=tuple(document["first_imports"]),
             imports=tuple(document["imports"]),

@@ -45,6 +45,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from airflow_deployer_pod.admin_user import ensure_users
 from airflow_deployer_pod.airflow_database import libpq_url
 from airflow_deployer_pod.content_store import CONTENT_FOLDER, IMAGE_FOLDER, ContentError, Store
 from airflow_deployer_pod.parent import CHECK_SOCKET, Link
@@ -265,6 +266,18 @@ def read_schema(connection: Any) -> frozenset[str]:
         return recorded if all(cursor.fetchone()) else frozenset()
 
 
+def reset_interrupted_tasks(connection: Any) -> int:
+    """Make running tasks what they were before they were queued; return how many there were. Nothing may run yet.
+
+    The scheduler of Airflow 1.10 does so with scheduled and queued tasks when it starts. Running ones it finds minutes
+    later, without a heartbeat, and calls them failed: for good where they have no retries.
+    """
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE task_instance SET state = NULL WHERE state = 'running'")
+        changed: int = cursor.rowcount
+        return changed
+
+
 def missing_components(health: Mapping[str, Any], components: Iterable[str]) -> list[str]:
     """Name the components that Airflow's health document does not call healthy, with the status it gives them."""
     missing = []
@@ -317,6 +330,17 @@ def read_parents(proc: Path = Path("/proc")) -> dict[int, int]:
                 if state != "Z":
                     parents[int(entry.name)] = int(parent)
     return parents
+
+
+def is_dag_processor(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Whether a process calls itself what the DAG processor inside of Airflow 1.10's scheduler does.
+
+    It has a child for each file that it parses, as a worker has one for each task.
+    """
+    try:
+        return b"DagFileProcessorManager" in (proc / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def prefix_lines(prefix: bytes, pending: bytes, data: bytes) -> tuple[bytes, bytes]:
@@ -675,6 +699,8 @@ class Supervisor:
             self._enter("importing airflow")
             while self._parent and not self._parent_ready:
                 self._step(0.2)
+        if not self.profile.resets_interrupted:
+            self._reset_interrupted_tasks()
         web = self.profile.web
         self._enter(f"starting {web.name}")
         # What runs no tasks starts beside it: the wait for it is long enough to share a second processor.
@@ -686,6 +712,8 @@ class Supervisor:
                 raise StartError(f"the {web.name} did not answer within {WEB_SECONDS:.0f} s.")
             self._step(0.05)
         self._web_answered = True
+        # Only now: the web server makes the roles.
+        self._ensure_users()
         self._start_process(self.profile.scheduler)
         self._enter("running")
 
@@ -693,12 +721,38 @@ class Supervisor:
         self.phase = phase
         self.log(f"{phase[0].upper()}{phase[1:]} ({time.monotonic() - self._started:.1f} s after the start).")
 
+    def _ensure_users(self) -> None:
+        """Have the users of the Secret in the database, where Airflow's login looks there."""
+        if self.profile.login != "fab":
+            return
+        connection = connect(self._database_url())
+        try:
+            for name in ensure_users(connection, json.loads(self._passwords())):
+                self.log(f"The user {name} has the password of the Secret.")
+        finally:
+            connection.close()
+
+    def _reset_interrupted_tasks(self) -> None:
+        """Have tasks start over that were running when Airflow was killed."""
+        connection = connect(self._database_url())
+        try:
+            if tasks := reset_interrupted_tasks(connection):
+                self.log(f"{tasks} tasks that were interrupted start over.")
+        finally:
+            connection.close()
+
     def _read_secrets(self) -> None:
         """Put what Airflow's processes inherit of the mounted Secret in its place."""
         for variable, key in self.profile.secret_files.items():
             os.environ[variable] = self._secret(key, variable).decode().strip()
         if self.profile.login == "simple":
-            self._copy_passwords(self._secret("simple-auth-passwords.json", "the login of Airflow"))
+            self._copy_passwords(self._passwords())
+
+    def _passwords(self) -> bytes:
+        return self._secret("simple-auth-passwords.json", "the login of Airflow")
+
+    def _database_url(self) -> str:
+        return libpq_url(self._secret("sql-alchemy-conn", "the address of the database").decode())
 
     def _secret(self, key: str, what: str) -> bytes:
         try:
@@ -751,7 +805,7 @@ class Supervisor:
         return "behind" if state == "current" and self.settings.external_database_managers else state
 
     def _wait_for_postgres(self) -> frozenset[str]:
-        url = libpq_url(self._secret("sql-alchemy-conn", "the address of the database").decode())
+        url = self._database_url()
         begin = time.monotonic()
         refused_since: float | None = None
         told, told_at = "", begin
@@ -952,7 +1006,11 @@ class Supervisor:
         self._end_parent()
         scheduler = self.processes.get(self.profile.scheduler.name)
         if scheduler and scheduler.running:
-            scheduler.ask_to_end()
+            if self.profile.scheduler_waits:
+                scheduler.ask_to_end()
+            else:
+                # Its workers go on with what they have, and it gives them nothing new.
+                scheduler.signal(signal.SIGSTOP)
         else:
             # The workers of a scheduler that died would go on, deaf to SIGTERM.
             self._kill_strays()
@@ -1003,11 +1061,16 @@ class Supervisor:
             elif now - last_task > QUIET_SECONDS:
                 break
             self._wait_for_event(0.2)
-        if scheduler.running and self._runs_tasks(scheduler):
+        runs_tasks = scheduler.running and self._runs_tasks(scheduler)
+        if runs_tasks:
             self.log("Ending the running tasks; they start over at the next start.")
+        if runs_tasks or not self.profile.scheduler_waits:
             for pid in self._below(scheduler, read_parents()):
                 _kill(pid)
-        self._wait_until(lambda: not scheduler.running, QUIET_SECONDS)
+        if self.profile.scheduler_waits:
+            self._wait_until(lambda: not scheduler.running, QUIET_SECONDS)
+        else:
+            scheduler.signal(signal.SIGCONT)
         # Once more: Python drops what a signal raises while it forks, and a scheduler that starts forks its workers.
         scheduler.ask_to_end()
         self._wait_until(lambda: not scheduler.running, RELEASE_SECONDS)
@@ -1017,10 +1080,10 @@ class Supervisor:
             self._wait_until(lambda: not scheduler.running, SWEEP_SECONDS)
 
     def _runs_tasks(self, scheduler: Process) -> bool:
-        """Whether a worker of the scheduler has a child: LocalExecutor's workers fork for each task."""
+        """Whether a worker of the scheduler has a child: LocalExecutor's workers start one for each task."""
         parents = read_parents()
-        workers = {pid for pid, parent in parents.items() if parent == scheduler.pid}
-        return any(parent in workers for parent in parents.values())
+        children = {pid for pid, parent in parents.items() if parent == scheduler.pid}
+        return any(parent in children and not is_dag_processor(parent) for parent in parents.values())
 
     def _await(self, process: Process, begin: float) -> None:
         component = process.component

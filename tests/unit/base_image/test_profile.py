@@ -45,6 +45,7 @@ def test_nothing_that_makes_the_application_or_loads_plugins_is_imported_before_
 TOO_NEW = {"removeprefix", "removesuffix", "waitstatus_to_exitcode", "readlink", "is_relative_to", "hardlink_to"}
 NEEDED_BY_1_10 = (
     "__init__",
+    "admin_user",
     "airflow_database",
     "content_store",
     "import_check",
