@@ -79,7 +79,7 @@ def plan(found: str | None, wanted: str, pod: Object | None, *, restoring: bool)
         raise UpgradeError(
             f"Airflow {wanted} cannot be deployed: it cannot migrate the database, which belongs to Airflow {found}.",
             details=["Nothing was changed."],
-            hint=f'go by way of Airflow {between.locked}: set airflow.version = "{between.locked}", deployer up --upgrade',
+            hint=f'go there by Airflow {between.locked}: airflow.version = "{between.locked}", deployer up --upgrade',
         )
     return Upgrade(found, wanted, begun=_version(pod) == wanted)
 
