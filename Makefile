@@ -46,10 +46,7 @@ docs: $(READY) ## write the generated parts of the documentation
 lock: $(READY) ## resolve the pinned, hashed requirements anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links --extra dev -o requirements-dev.txt pyproject.toml
-	cd base-image/requirements && for lock in 3.3.2:3.13 2.11.2:3.11 1.10.15:3.8; do \
-	  ../../$(BIN)/uv pip compile --quiet --no-python-downloads --python-version "$${lock#*:}" --python-platform linux \
-	    --generate-hashes --custom-compile-command "make lock" --output-file "$${lock%:*}.txt" "$${lock%:*}.in" || exit; \
-	done
+	$(BIN)/python -m airflow_deployer.locking
 
 # Debian splits venv off its Python; as root it is installed when it is missing.
 $(READY): pyproject.toml requirements-dev.txt

@@ -368,8 +368,9 @@ AIRFLOW_1 = Profile(
     parent="python:3.8-slim-bookworm",
     postgres_image="postgres:15",
     postgres_majors=(9, 15),
-    # Later releases of these broke what Airflow 1.10 imports; nobody will adapt it any more.
-    requirements=("markupsafe<2.1", "wtforms<3", "sqlalchemy<1.4", "setuptools<66"),
+    # Later releases of these broke what Airflow 1.10 imports; nobody will adapt it any more. Of setproctitle it is the
+    # last one with wheels for Python 3.8: the build stage has no compiler.
+    requirements=("markupsafe<2.1", "wtforms<3", "sqlalchemy<1.4", "setuptools<66", "setproctitle<1.3.8"),
     web=Process("webserver", ("webserver",), kill_seconds=8.0),
     scheduler=Process("scheduler", ("scheduler",)),
     others=(),

@@ -356,6 +356,25 @@ def status(
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command(epilog=_examples("deployer lock", "deployer lock 2.10.5", "deployer lock 2.10.5 -o json"))
+def lock(
+    ctx: typer.Context,
+    version: Annotated[
+        str | None, typer.Argument(help="Airflow's version.  [default: airflow.version]", metavar="VERSION")
+    ] = None,
+) -> None:
+    """Pin the packages of an Airflow version, with hashes, in airflow-VERSION.txt, for a version without a lock.
+
+    The next `up` of that version builds its base image from the file, which belongs into version control. Safe to
+    repeat: packages stay at what the file holds; delete it for the newest ones.
+    """
+    from airflow_deployer import locking
+
+    options: Globals = ctx.obj
+    report = locking.lock(options.project, options.settings(airflow__version=version), options.console)
+    options.console.result(report.document(), report.lines())
+
+
 @app.command(epilog=_examples("deployer render", "deployer render > airflow.yaml"))
 def render(ctx: typer.Context) -> None:
     """Print the Kubernetes objects that `up` would apply, as YAML (as JSON with --output json); secrets stay blank."""

@@ -218,6 +218,15 @@ def read_folder(folder: Path) -> tuple[File, ...]:
     return tuple(sorted(_walk(folder, ".", "", _nothing_ignored, _read_file), key=_sort_key))
 
 
+def read_single_file(source: Path, path: str) -> File:
+    """One file that goes to `path` in a build context.
+
+    Raises:
+        ProjectError: it cannot be read.
+    """
+    return _read_file(str(source), source.name, path, source.stat())
+
+
 def files_id(files: Iterable[File], *inputs: str) -> str:
     """64 hex digits over the files' paths, modes and bytes, and over further inputs."""
     total = hashlib.sha256()

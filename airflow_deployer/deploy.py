@@ -30,6 +30,7 @@ from airflow_deployer import (
     upgrades,
     verification,
 )
+from airflow_deployer.base_context import find_lock
 from airflow_deployer.cluster import (
     CLAIM,
     POD,
@@ -122,11 +123,12 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
     """Take the project to a running, verified Airflow."""
     watch = _Stopwatch()
     with watch.lap("check"), progress.step("Preflight") as step:
+        lock = find_lock(project, settings)
         content = read_project(project, settings.project)
         session = connect(settings)
         engine = images.Engine()
         found = _preflight(session, engine, check_port=options.check_port)
-        plan, present = _plan(session, content, found)
+        plan, present = _plan(session, content, lock, found)
         step.done(
             f"context {session.context.name}, namespace {session.names.namespace}, registry {found.registry.push}"
         )
@@ -247,14 +249,16 @@ def _check_port(session: Session) -> None:
         )
 
 
-def _plan(session: Session, content: ProjectContent, found: _Found) -> tuple[ImagePlan, Image | None]:
+def _plan(
+    session: Session, content: ProjectContent, lock: Path | None, found: _Found
+) -> tuple[ImagePlan, Image | None]:
     """Name the images; return the DAG image too if it is deployed or in the registry already.
 
     Raises:
         RegistryError: it has to be built, and the registry refuses a push.
     """
     settings = _with_mirror(session.settings, found.mirror)
-    plan = images.plan_images(settings, content, found.registry, found.platform)
+    plan = images.plan_images(settings, content, lock, found.registry, found.platform)
     deployed = deployed_image(found.live)
     prefix = f"{found.registry.pull}/{plan.dag_repository}@"
     if deployed and deployed.image_id == plan.dag_tag and deployed.reference.startswith(prefix):
@@ -581,6 +585,7 @@ def render(project: Path, settings: Settings, progress: Progress) -> list[Object
 
     The image has its digest where the registry holds it already; otherwise its tag stands in and a warning says so.
     """
+    lock = find_lock(project, settings)
     content = read_project(project, settings.project)
     session = connect(settings)
     hosting, mirror = local_hosting(session)
@@ -592,7 +597,7 @@ def render(project: Path, settings: Settings, progress: Progress) -> list[Object
         live=session.cluster.get(STATEFUL_SET, session.names.namespace, session.names.name),
         claim=session.cluster.get(CLAIM, session.names.namespace, session.names.claim),
     )
-    plan = images.plan_images(_with_mirror(settings, found.mirror), content, found.registry, found.platform)
+    plan = images.plan_images(_with_mirror(settings, found.mirror), content, lock, found.registry, found.platform)
     image = deployed_image(found.live)
     if image is None or image.image_id != plan.dag_tag:
         existing = images.find_dag_image(Registry(found.registry.push), plan)

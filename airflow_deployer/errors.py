@@ -48,6 +48,10 @@ class DockerError(DeployerError):
     """The Docker Engine could not be reached, or a build or a push failed."""
 
 
+class RequirementsError(DeployerError):
+    """Packages do not fit together: the project's with Airflow's own, or a version of Airflow's among themselves."""
+
+
 class RegistryError(DeployerError):
     """The image registry could not be reached, refused the login, or does not hold what it should."""
 

@@ -16,14 +16,17 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_deployer.content import CONTENT_TAG_LENGTH, File, ProjectContent, files_id, read_folder, write_context
+from airflow_deployer import project_requirements
+from airflow_deployer.base_context import context_files, locked_versions
+from airflow_deployer.content import CONTENT_TAG_LENGTH, File, ProjectContent, files_id, write_context
 from airflow_deployer.errors import DockerError, GateError, RegistryError
 from airflow_deployer.gate import GateReport, parse_report
 from airflow_deployer.registry import Reference, Registry, RegistryAddress, public_image
+from airflow_deployer.resolver import UV_VERSION
 
 if TYPE_CHECKING:
     import docker
@@ -55,6 +58,20 @@ TRANSFER_TIMEOUT = 300.0
 _DETAIL_LINES = 15
 _DETAIL_WIDTH = 72
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class BuildError(DockerError):
+    """A build failed.
+
+    Args:
+        reason: the engine's word for it.
+        log: the lines of the build.
+    """
+
+    def __init__(self, message: str, *, hint: str, reason: str, log: list[str]) -> None:
+        super().__init__(message, hint=hint, details=log[-_DETAIL_LINES:])
+        self.reason = reason
+        self.log = log
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,8 @@ class ImagePlan:
         base_tag: its tag: an id of its inputs.
         base_arguments: the build arguments: `PARENT`, the image that it is built on, and `PROFILE`.
         base_files: its build context.
+        airflow_version: Airflow's.
+        lock: the locked packages in it; None where it is a ready-made one.
         dag_repository: where the DAG image is.
         dag_tag: its tag: the content id and an id of all its inputs.
         runtime_id: an id of its inputs without the DAG content.
@@ -111,6 +130,8 @@ class ImagePlan:
     base_tag: str
     base_arguments: Mapping[str, str]
     base_files: tuple[File, ...]
+    airflow_version: str
+    lock: Path | None
     dag_repository: str
     dag_tag: str
     runtime_id: str
@@ -131,12 +152,15 @@ class DagImage:
     report: GateReport | None
 
 
-def plan_images(settings: Settings, content: ProjectContent, address: RegistryAddress, platform: str) -> ImagePlan:
+def plan_images(
+    settings: Settings, content: ProjectContent, lock: Path | None, address: RegistryAddress, platform: str
+) -> ImagePlan:
     """Name the images; asks a registry only for the digest of a ready-made base image.
 
     Args:
         settings: the settings.
         content: the project's files.
+        lock: the locked packages of the Airflow version; None with `images.base` alone.
         address: the registry for the images.
         platform: the nodes', as in `linux/amd64`.
 
@@ -144,7 +168,7 @@ def plan_images(settings: Settings, content: ProjectContent, address: RegistryAd
         RegistryError: `images.base` is not in its registry.
     """
     ready = _ready_base(settings) if settings.images.base else None
-    base_files = () if ready else _base_files(settings.airflow.version)
+    base_files = context_files(lock) if lock else ()
     parent = public_image(settings.parent_image, settings.images.mirror)
     profile = settings.airflow.profile.pod_document()
     base_tag = files_id(base_files, parent, settings.airflow.version, profile, platform)[:CONTENT_TAG_LENGTH]
@@ -157,6 +181,8 @@ def plan_images(settings: Settings, content: ProjectContent, address: RegistryAd
         base_tag=base_tag,
         base_arguments={"PARENT": parent, "PROFILE": profile},
         base_files=base_files,
+        airflow_version=settings.airflow.version,
+        lock=lock,
         dag_repository=settings.dag_repository,
         dag_tag=content.image_tag(stable_dockerfile(base_identity, content) + _DAGS_STEP, platform),
         runtime_id=content.runtime_id(runtime_dockerfile(base_identity, content), platform),
@@ -216,6 +242,7 @@ def ensure_dag_image(
 
     Raises:
         DockerError: it could not be built, or its check could not be run.
+        RequirementsError: the packages of requirements.txt cannot be installed beside Airflow's.
         RegistryError: it could not be pushed.
         GateError: its DAGs do not import, share an id or hold a cycle; it then has no tag, and is checked again.
     """
@@ -289,14 +316,15 @@ def runtime_dockerfile(base: str, content: ProjectContent) -> str:
         # this step alone; the packages belong to root, so the running Airflow cannot change them.
         lines += [
             "USER 0:0",
-            "COPY requirements.txt /tmp/requirements.txt",
+            f"COPY requirements.txt {project_requirements.IMAGE_PATH}",
             'RUN pip="$(PATH=/usr/local/bin:/usr/bin:/bin command -v pip)"'
-            ' && "$pip" install --quiet --no-cache-dir --disable-pip-version-check --target /tmp/uv uv'
+            ' && "$pip" install --quiet --no-cache-dir --disable-pip-version-check --target /tmp/uv'
+            f" uv=={UV_VERSION}"
             " && /tmp/uv/bin/uv pip freeze --python /opt/airflow/bin/python > /tmp/constraints.txt"
             " && /tmp/uv/bin/uv pip install --python /opt/airflow/bin/python --no-cache --compile-bytecode"
             ' ${PIP_INDEX_URL:+--default-index "$PIP_INDEX_URL"}'
-            " --constraint /tmp/constraints.txt --requirement /tmp/requirements.txt"
-            " && rm -rf /tmp/uv /tmp/constraints.txt /tmp/requirements.txt",
+            f" --constraint /tmp/constraints.txt --requirement {project_requirements.IMAGE_PATH}"
+            f" && rm -rf /tmp/uv /tmp/constraints.txt {project_requirements.IMAGE_PATH}",
             f"USER {AIRFLOW_USER}",
         ]
     if content.plugin_files:
@@ -327,7 +355,13 @@ def _ensure_stable_image(engine: Engine, plan: ImagePlan, base: ImageRef, step: 
     tag = files_id(files, dockerfile, plan.platform)[:CONTENT_TAG_LENGTH]
     name = f"{plan.address.push}/{plan.dag_repository}:{tag}{STABLE_SUFFIX}"
     if not engine.holds(name):
-        engine.build(name, files, step, dockerfile=dockerfile, labels={}, platform=plan.platform)
+        try:
+            engine.build(name, files, step, dockerfile=dockerfile, labels={}, platform=plan.platform)
+        except BuildError as error:
+            if project_requirements.IMAGE_PATH not in error.reason:
+                raise
+            locked = locked_versions(plan.lock) if plan.lock else {}
+            raise project_requirements.make_error(error.log, plan.airflow_version, locked) from None
     return name
 
 
@@ -575,23 +609,6 @@ class _Layers:
         return f"{len(self._done)} of {len(self._seen)} layers{size}"
 
 
-def _base_image_folder() -> Path:
-    """The base image's build context: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "base_image"
-    return installed if installed.is_dir() else package.parent / "base-image"
-
-
-def _base_files(version: str) -> tuple[File, ...]:
-    """The base image's build context; of the locks only the version's own, so that no other one changes its tag."""
-    files = read_folder(_base_image_folder())
-    lock = next(file for file in files if file.path == f"requirements/{version}.txt")
-    return (
-        *(file for file in files if not file.path.startswith("requirements/")),
-        replace(lock, path="requirements.txt"),
-    )
-
-
 def _ready_base(settings: Settings) -> ImageRef:
     name = public_image(str(settings.images.base), settings.images.mirror)
     reference = Reference.parse(name)
@@ -664,14 +681,11 @@ def _raise_api_error(action: str, reason: str) -> NoReturn:
     raise DockerError(f"Cannot {action}: {reason.rstrip('.')}.", hint="docker info") from None
 
 
-def _build_error(name: str, reason: str, log: list[str]) -> DockerError:
+def _build_error(name: str, reason: str, log: list[str]) -> BuildError:
     hint = "docker info"
     if re.search(r"manifest|pull access denied|no such host|dial tcp|TLS handshake|connection refused", reason):
         hint = "Set `images.mirror` to a registry that holds the public images, or `images.parent` to another image."
-    elif "/tmp/requirements.txt" in reason:  # noqa: S108 - a path in the image
-        reason = "the packages of requirements.txt cannot be installed"
-        hint = "Correct requirements.txt; the packages that Airflow needs keep their versions."
-    return DockerError(f"Cannot build {name}: {reason.rstrip('.')}.", hint=hint, details=log[-_DETAIL_LINES:])
+    return BuildError(f"Cannot build {name}: {reason.rstrip('.')}.", hint=hint, reason=reason, log=log)
 
 
 def _push_error(name: str, reason: str) -> RegistryError:

@@ -122,6 +122,21 @@ def test_dags_that_cannot_work_are_not_deployed(project: Project, path: str, tex
     assert not project.has("claim")
 
 
+def test_requirements_that_conflict_with_airflows_own_packages(project: Project) -> None:
+    project.write("requirements.txt", "# needs an older cffi than Airflow has\ndbt-core==1.5.0\n")
+    result = project.deployer("up")
+    assert result.code == 1, result
+    assert result.stderr.count("error: ") == 1, result
+    for word in (
+        "error: Cannot install the packages of requirements.txt: dbt-core==1.5.0 needs cffi>=1.9,<2.0.0, and Airflow ",
+        "is locked with cffi 2.",
+        "next: Ask for a version of dbt-core that works with cffi 2.",
+    ):
+        assert word in result.stderr, result
+    assert "Step " not in result.stderr, "the builder's own output tells nothing more"
+    assert not project.has("StatefulSet")
+
+
 def test_an_import_error_leaves_the_running_deployment_alone(project: Project) -> None:
     first = project.up()
     pod, stateful_set = project.pod(), project.cluster.get(STATEFUL_SET, project.names.namespace, project.names.name)
@@ -156,6 +171,29 @@ def test_an_unknown_key(project: Project) -> None:
 def test_a_value_of_the_wrong_type(project: Project) -> None:
     project.write("deployer.toml", 'name = "shop"\n[port_forward]\nport = "eighty"\n')
     refused(project, 2, "`port_forward.port`", "deployer.toml", "expected integer, got string")
+
+
+def test_a_version_of_airflow_whose_packages_are_not_locked(project: Project) -> None:
+    project.write("deployer.toml", '[airflow]\nversion = "2.10.5"\n')
+    refused(project, 2, "Airflow 2.10.5", "there is no airflow-2.10.5.txt", "next: deployer lock")
+
+
+@pytest.mark.parametrize("version", ["2.4", "latest", "1.8.0"])
+def test_what_is_no_release_of_airflow(project: Project, version: str) -> None:
+    refused(project, 2, f'"{version}" is no release of Airflow', env={"DEPLOYER_AIRFLOW_VERSION": version})
+
+
+def test_a_release_that_does_not_exist_or_was_yanked_is_not_locked(project: Project) -> None:
+    for version, words in (
+        ("2.11.99", ("there is no such release", "nearest: 2.11.2 and 3.0.0")),
+        ("3.1.4", ("this release was yanked: ", "nearest: 3.1.3 and 3.1.5")),
+    ):
+        result = project.deployer("lock", version)
+        assert result.code == 2, result
+        assert result.stderr.count("error: ") == 1, result
+        for word in (f"error: Cannot lock Airflow {version}: ", *words):
+            assert word in result.stderr, result
+        assert not [*project.folder.glob("airflow-*.txt")]
 
 
 def test_a_file_that_is_not_toml(project: Project) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from airflow_deployer import config, images
+from airflow_deployer.base_context import find_lock
 from airflow_deployer.cluster import CLAIM, LEASE, STATEFUL_SET, STORAGE_CLASS, Kind, Object
 from airflow_deployer.content import read_project
 from airflow_deployer.credentials import KEYS
@@ -61,7 +62,8 @@ def broken_base(project: Project) -> str:
     settings = config.load(project.folder, config_file=None, env={}, overrides={"images.mirror": REGISTRY})
     address = RegistryAddress(REGISTRY, REGISTRY)
     engine = images.Engine()
-    plan = images.plan_images(settings, read_project(project.folder, settings.project), address, engine.platform)
+    content, lock = read_project(project.folder, settings.project), find_lock(project.folder, settings)
+    plan = images.plan_images(settings, content, lock, address, engine.platform)
     base = images.ensure_base_image(engine, Registry(REGISTRY), plan, Silent())
     name = f"{REGISTRY}/e2e/broken:{project.names.namespace}"
     dockerfile = f'FROM {base.pinned}\nCMD ["sh", "-c", "echo the sky is falling; exit 3"]\n'

@@ -14,9 +14,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from airflow_deployer.base_context import find_lock
 from airflow_deployer.config import Duration, Images, Settings, Timeouts
 from airflow_deployer.content import read_project
-from airflow_deployer.errors import DockerError, GateError, RegistryError
+from airflow_deployer.errors import DockerError, GateError, RegistryError, RequirementsError
 from airflow_deployer.images import (
     CONTENT_ID_LABEL,
     UNCHECKED_SUFFIX,
@@ -111,7 +112,11 @@ class Build:
     def __init__(self, engine: Engine, settings: Settings, project: Path) -> None:
         self.engine, self.settings = engine, settings
         self.plan: ImagePlan = plan_images(
-            settings, read_project(project, settings.project), choose_registry(settings.images, None), engine.platform
+            settings,
+            read_project(project, settings.project),
+            find_lock(project, settings),
+            choose_registry(settings.images, None),
+            engine.platform,
         )
         self.registry = Registry(self.plan.address.push)
         self.progress = Recorder()
@@ -298,13 +303,34 @@ def test_requirements_are_installed_for_airflow_and_owned_by_root(build: Callabl
     assert shell(image, "python -c 'import cowsay; print(cowsay.__cached__)' | xargs ls").strip()
 
 
-def test_requirements_cannot_change_airflow(build: Callable[[], Build], project: Path) -> None:
-    put(project, "requirements.txt", "apache-airflow==3.0.0\n")
+@pytest.mark.parametrize(
+    ("text", "reason", "hint"),
+    [
+        (
+            "cowsay==6.1\napache-airflow==3.0.0\n",
+            "it asks for apache-airflow==3.0.0, and Airflow 3.3.2 is locked with apache-airflow 3.3.2.",
+            "Leave apache-airflow out of requirements.txt",
+        ),
+        (
+            "dbt-core==1.5.0\n",
+            r"dbt-core==1.5.0 needs cffi>=1.9,<2.0.0, and Airflow 3.3.2 is locked with cffi 2\.\S+.",
+            "Ask for a version of dbt-core that works with cffi 2.",
+        ),
+        ("cowsay==99\n", "the package index has no cowsay==99.", "Correct it in requirements.txt."),
+    ],
+    ids=["Airflow itself", "what a package needs", "no such release"],
+)
+def test_requirements_cannot_change_airflow(
+    build: Callable[[], Build], project: Path, text: str, reason: str, hint: str
+) -> None:
+    put(project, "requirements.txt", text)
     attempt = build()
-    with pytest.raises(DockerError, match=r"the packages of requirements.txt cannot be installed") as caught:
+    with pytest.raises(
+        RequirementsError, match=f"^Cannot install the packages of requirements.txt: {reason}$"
+    ) as caught:
         attempt.dags()
-    assert "apache-airflow" in "\n".join(caught.value.details)
-    assert "Correct requirements.txt" in caught.value.hint
+    assert caught.value.hint.startswith(hint)
+    assert caught.value.details == ()
     assert attempt.held() is None
 
 

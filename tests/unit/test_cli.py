@@ -44,7 +44,8 @@ def test_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["up"], ["down"], ["port-forward"], ["status"], ["render"], ["cluster", "up"], ["cluster", "down"]]
+    "command",
+    [["up"], ["down"], ["port-forward"], ["status"], ["lock"], ["render"], ["cluster", "up"], ["cluster", "down"]],
 )
 def test_help_has_examples(command: list[str], tmp_path: Path) -> None:
     done = run(*command, "--help", cwd=tmp_path)
