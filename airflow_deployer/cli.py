@@ -336,6 +336,61 @@ def port_forward_command(
     foreground_forward.forward_in_foreground(settings, options.console)
 
 
+@app.command(
+    epilog=_examples("deployer backup shop.backup", "deployer backup shop.backup --force", "deployer backup b -o json")
+)
+def backup(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Where the backup goes; readable for you only.", metavar="FILE")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the database into FILE while Airflow goes on: every run, connection and variable, and the key to them.
+
+    The file is a tar that holds the dump, what restores need to know of it, and checksums. It appears under its name
+    once it is complete and checked. Task logs and DAGs are not in it.
+    """
+    from airflow_deployer import backup as backups
+
+    options: Globals = ctx.obj
+    report = backups.backup(options.settings(), file, options.console, force=force)
+    options.console.result(report.document(), report.lines())
+
+
+@app.command(
+    epilog=_examples(
+        "deployer restore shop.backup", "deployer restore shop.backup --yes -n other", "deployer restore b --now"
+    )
+)
+def restore(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="What deployer backup wrote.", metavar="FILE")],
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for running tasks of the database that is replaced.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Answer the question with yes.")] = False,
+) -> None:
+    """Replace the deployment's database by that of a backup, all or nothing, after asking.
+
+    The backup is checked, loaded and compared beside the database in use; then Airflow stops, the databases change
+    places and Airflow starts again. Whatever fails, the old database stays or comes back. The deployment may be another
+    one than the backup is of; its password and keys stay.
+    """
+    from airflow_deployer import backup_file, connection
+    from airflow_deployer import restore as restores
+
+    options: Globals = ctx.obj
+    settings = options.settings()
+    with options.console.step("Backup") as step:
+        opened = backup_file.opened(file, lambda size: step.update(f"{size / 1e6:,.1f} MB checked"))
+        checked = ctx.with_resource(opened)
+        step.done(f"{file} is whole")
+    session = connection.connect(settings)
+    if not yes:
+        _confirm(restores.question(session, checked))
+    report = restores.restore(session, checked, options.console, now=now)
+    options.console.result(report.document(), report.lines())
+
+
 @app.command(epilog=_examples("deployer status", "deployer status -o json", "deployer status --show-password"))
 def status(
     ctx: typer.Context,

@@ -84,6 +84,10 @@ class UpgradeError(DeployerError):
     """The database belongs to another Airflow version, and moving it was not asked for, cannot be, or failed."""
 
 
+class BackupError(DeployerError):
+    """A backup could not be made or is not to be trusted, or the database could not be replaced by it."""
+
+
 class AirflowError(DeployerError):
     """Airflow itself reports that a component is unhealthy, or refuses a request."""
 

@@ -233,6 +233,88 @@ class StatusReport:
         return lines
 
 
+@dataclass(frozen=True)
+class BackupReport:
+    """What `deployer backup` wrote.
+
+    Attributes:
+        bytes: the size of the file.
+        database_bytes: the size of the database, with indices.
+        created_at: the moment that the backup shows, RFC 3339 by the pod's clock.
+        seconds: how long it took.
+    """
+
+    context: str
+    namespace: str
+    name: str
+    file: str
+    bytes: int
+    database_bytes: int
+    tables: int
+    rows: int
+    airflow_version: str
+    postgres_version: str
+    created_at: str
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
+        return asdict(self)
+
+    def lines(self) -> Lines:
+        """The report for a person."""
+        return [
+            ("backup", f"{self.file}, {self.bytes / 1e6:,.1f} MB in {self.seconds:.1f} s"),
+            ("of", f"{self.name} in namespace {self.namespace}, context {self.context}, at {self.created_at}"),
+            ("holds", f"{_count(self.tables, 'table')}, {_count(self.rows, 'row')}, the key of stored connections"),
+            ("versions", f"Airflow {self.airflow_version}, PostgreSQL {self.postgres_version}"),
+            ("keep", "it safe: who has the file can read every stored connection"),
+        ]
+
+
+@dataclass(frozen=True)
+class RestoreReport:
+    """What `deployer restore` did.
+
+    Attributes:
+        created_at: the moment that the restored database shows, RFC 3339.
+        rows: of all tables, counted and compared.
+        reencrypted: stored values that were encrypted anew with this deployment's key.
+        unreadable: stored values that the backup's key does not decrypt; Airflow could not read them before either.
+        seconds: by part; `away` is how long Airflow was.
+    """
+
+    context: str
+    namespace: str
+    name: str
+    file: str
+    created_at: str
+    tables: int
+    rows: int
+    reencrypted: int
+    unreadable: tuple[str, ...]
+    seconds: dict[str, float]
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
+        return asdict(self)
+
+    def lines(self) -> Lines:
+        """The report for a person."""
+        times = ", ".join(f"{title} {seconds:.1f} s" for title, seconds in self.seconds.items())
+        lines = [
+            ("restored", f"{self.file}, the database of {self.created_at}"),
+            ("where", f"{self.name} in namespace {self.namespace}, context {self.context}"),
+            ("holds", f"{_count(self.tables, 'table')}, {_count(self.rows, 'row')}, each as the backup says"),
+            ("took", times),
+        ]
+        if self.reencrypted:
+            lines.append(
+                ("secrets", f"{_count(self.reencrypted, 'stored value')} encrypted with this deployment's key")
+            )
+        return lines
+
+
 def cluster_lines(status: ClusterStatus) -> Lines:
     """The local cluster and its parts, for a person."""
     lines = [
