@@ -25,7 +25,8 @@ class Process:
     Attributes:
         name: prefix of its log lines.
         command: arguments of `airflow`, or of the interpreter where `module` is set.
-        module: a module of the base image's own package to run instead of `airflow`.
+        module: a module to run instead of `airflow`, mostly of the base image's own package.
+        function: what runs in that module when it is forked.
         kill_seconds: SIGKILL follows SIGTERM after this time; the scheduler has the deployment's drain time instead.
         stop_children: SIGTERM goes to its children too.
     """
@@ -33,6 +34,7 @@ class Process:
     name: str
     command: tuple[str, ...]
     module: str = ""
+    function: str = "main"
     kill_seconds: float = 5.0
     stop_children: bool = False
 
@@ -172,15 +174,6 @@ _TUNING = {
     "AIRFLOW__CORE__PARALLELISM": "8",
 }
 
-_WEBSERVER = {
-    "AIRFLOW__WEBSERVER__WEB_SERVER_PORT": str(API_PORT),
-    # 4 by default, each some 150 MB.
-    "AIRFLOW__WEBSERVER__WORKERS": "1",
-    # One worker of the default class serves one connection at a time: an idle one would block all others.
-    "AIRFLOW__WEBSERVER__WORKER_CLASS": "gthread",
-    "GUNICORN_CMD_ARGS": "--threads=8 --worker-tmp-dir=/dev/shm",
-}
-
 _SQL_ALCHEMY_CONN_CMD = f"cat {SECRETS}/{credentials.SQL_ALCHEMY_CONN}"
 
 AIRFLOW_3 = Profile(
@@ -308,7 +301,20 @@ AIRFLOW_2 = Profile(
     postgres_image="postgres:15",
     postgres_majors=(12, 16),
     requirements=(),
-    web=Process("webserver", ("webserver",), kill_seconds=8.0),
+    # What `airflow webserver` starts with these settings. It would then stay beside it, a hundred megabytes of Airflow
+    # that see to it that the worker lives, as gunicorn itself and the pod's probe do. One worker of the default class
+    # would serve one connection at a time: an idle one would block all others.
+    web=Process(
+        "webserver",
+        (
+            *("--bind", f"0.0.0.0:{API_PORT}", "--name", "airflow-webserver", "--timeout", "120"),
+            *("--workers", "1", "--worker-class", "gthread", "--threads", "8", "--worker-tmp-dir", "/dev/shm"),
+            *("--config", "python:airflow.www.gunicorn_config", "airflow.www.app:cached_app()"),
+        ),
+        module="gunicorn.app.wsgiapp",
+        function="run",
+        kill_seconds=8.0,
+    ),
     scheduler=Process("scheduler", (), module="airflow_deployer_pod.folder_scheduler"),
     others=(
         Process("dag-processor", (), module="airflow_deployer_pod.folder_dag_processor"),
@@ -317,6 +323,27 @@ AIRFLOW_2 = Profile(
     migration=Process("migration", ("db", "migrate"), kill_seconds=10.0),
     migrates_from=(1, 10, 10),
     fork=True,
+    first_imports=("airflow.__main__", "airflow.cli.commands.db_command", "airflow.utils.db"),
+    imports=(
+        "airflow.cli.commands.dag_processor_command",
+        "airflow.cli.commands.scheduler_command",
+        "airflow.cli.commands.triggerer_command",
+        "airflow.cli.commands.task_command",
+        "airflow.executors.local_executor",
+        "airflow.task.task_runner.standard_task_runner",
+        "airflow.models.dagbag",
+        "airflow.operators.bash",
+        "airflow.operators.empty",
+        "airflow.operators.python",
+        "gunicorn.app.wsgiapp",
+        "gunicorn.workers.gthread",
+        "airflow.www.app",
+        "airflow.www.gunicorn_config",
+        "airflow.www.views",
+        "airflow.api_connexion.endpoints.dag_endpoint",
+        "airflow.providers.fab.auth_manager.security_manager.override",
+        "airflow_deployer_pod.import_check",
+    ),
     login="fab",
     answer_path="/health",
     health_path="/health",
@@ -341,7 +368,6 @@ AIRFLOW_2 = Profile(
         },
     ),
     wiring=_WIRING
-    | _WEBSERVER
     | {
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": f"{HOME}/logs",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD": _SQL_ALCHEMY_CONN_CMD,
@@ -406,9 +432,16 @@ AIRFLOW_1 = Profile(
         },
     ),
     wiring=_WIRING
-    | _WEBSERVER
     | {
         "AIRFLOW__CORE__BASE_LOG_FOLDER": f"{HOME}/logs",
+        "AIRFLOW__WEBSERVER__WEB_SERVER_PORT": str(API_PORT),
+        # 4 by default, each some 150 MB.
+        "AIRFLOW__WEBSERVER__WORKERS": "1",
+        # One worker of the default class serves one connection at a time: an idle one would block all others.
+        "AIRFLOW__WEBSERVER__WORKER_CLASS": "gthread",
+        "GUNICORN_CMD_ARGS": "--threads=8 --worker-tmp-dir=/dev/shm",
+        # 30 s by default, for DAG files that change: a new worker each time, which imports all of Airflow.
+        "AIRFLOW__WEBSERVER__WORKER_REFRESH_INTERVAL": "0",
         "AIRFLOW__CORE__SQL_ALCHEMY_CONN_CMD": _SQL_ALCHEMY_CONN_CMD,
         # The old web interface has no login at all.
         "AIRFLOW__WEBSERVER__RBAC": "True",
@@ -417,6 +450,8 @@ AIRFLOW_1 = Profile(
     | {
         # 300 s by default.
         "AIRFLOW__SCHEDULER__DAG_DIR_LIST_INTERVAL": "30",
+        # A line for every probe would bury the others.
+        "AIRFLOW__WEBSERVER__ACCESS_LOGFILE": "",
     },
     secret_files={"AIRFLOW__WEBSERVER__SECRET_KEY": credentials.API_SECRET_KEY},
 )

@@ -60,7 +60,7 @@ class Link:
         Args:
             component: what the answer calls it.
             entry: `module:function`, called without arguments.
-            argv: its `sys.argv`, and what it is called in the list of processes.
+            argv: the command that does the same, which it sees as `sys.argv` and is called in the list of processes.
             output: the descriptor that becomes its standard output and error output.
 
         Raises:
@@ -195,8 +195,10 @@ class Parent:
             os.close(output)
             self._send(event="started", component=command["component"], pid=os.getpid())
             self._let_go()
-            sys.argv = command["argv"]
-            set_title(" ".join(command["argv"]))
+            argv = command["argv"]
+            # What the interpreter makes of `python -m module ...`.
+            sys.argv = argv[2:] if argv[1:2] == ["-m"] else argv
+            set_title(" ".join(argv))
             sys.exit(load(command["entry"])())
 
         run_and_exit(process)

@@ -45,7 +45,7 @@ class Component:
             "stop_children": document["stop_children"],
         }
         if module:
-            return cls(argv=(sys.executable, "-m", module, *command), entry=f"{module}:main", **more)
+            return cls(argv=(sys.executable, "-m", module, *command), entry=f"{module}:{document['function']}", **more)
         return cls(argv=("airflow", *command), **more)
 
 
