@@ -72,6 +72,27 @@ class Parsing:
 
 
 @dataclass(frozen=True)
+class RestApi:
+    """How a series' stable REST API is spoken to.
+
+    Attributes:
+        path: what its paths begin with.
+        login: how a request proves who it is: `token` (from `POST /auth/token`) or `basic` (user and password in each).
+        dag_file: the field of a DAG that names its file: relative to its bundle, or absolute in the pod.
+        trigger: what starts a run, beside the run's id.
+        clear: what runs a task again, beside what every series understands.
+        task_log: what it answers for a log: `events`, one object for each message, or `text`, as the file has it.
+    """
+
+    path: str
+    login: Literal["token", "basic"]
+    dag_file: Literal["relative_fileloc", "fileloc"]
+    task_log: Literal["events", "text"]
+    trigger: Mapping[str, Any] = field(default_factory=dict)
+    clear: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Profile:
     """One series of Airflow.
 
@@ -100,8 +121,7 @@ class Profile:
         answer_path: answered with 200 as soon as `web` serves; needs no login.
         health_path: Airflow's health document.
         health_components: what has to be healthy in it.
-        api: base path of the REST API, None where it has no stable one.
-        api_login: how a request proves who it is: `token` (`POST /auth/token`) or `basic`; None without an API.
+        api: the REST API, None where it has no stable one.
         hot: whether DAG content can be switched in the running pod; otherwise every change replaces it.
         versioned: whether a run finishes on the content it began with.
         parsing: what parsing a DAG file is called.
@@ -130,8 +150,7 @@ class Profile:
     answer_path: str
     health_path: str
     health_components: tuple[str, ...]
-    api: str | None
-    api_login: Literal["token", "basic"] | None
+    api: RestApi | None
     hot: bool
     versioned: bool
     parsing: Parsing
@@ -142,6 +161,13 @@ class Profile:
     first_imports: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     secret_files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def content_scope(self) -> Literal["run", "task", "pod"]:
+        """For what new DAG content counts: each new run, each new task (of older runs too), or a new pod."""
+        if not self.hot:
+            return "pod"
+        return "run" if self.versioned else "task"
 
     def pod_document(self) -> str:
         """What the pod has to know, as JSON: `profile.json` of the base image."""
@@ -240,8 +266,15 @@ AIRFLOW_3 = Profile(
     answer_path="/api/v2/version",
     health_path="/api/v2/monitor/health",
     health_components=("metadatabase", "scheduler", "dag_processor", "triggerer"),
-    api="/api/v2",
-    api_login="token",
+    api=RestApi(
+        "/api/v2",
+        login="token",
+        dag_file="relative_fileloc",
+        task_log="events",
+        # Required, and null for a run that belongs to no interval.
+        trigger={"logical_date": None},
+        clear={"run_on_latest_version": True},
+    ),
     hot=True,
     versioned=True,
     parsing=Parsing(
@@ -348,8 +381,7 @@ AIRFLOW_2 = Profile(
     answer_path="/health",
     health_path="/health",
     health_components=("metadatabase", "scheduler", "dag_processor", "triggerer"),
-    api="/api/v1",
-    api_login="basic",
+    api=RestApi("/api/v1", login="basic", dag_file="fileloc", task_log="text"),
     hot=True,
     versioned=False,
     parsing=Parsing(
@@ -411,7 +443,6 @@ AIRFLOW_1 = Profile(
     health_path="/health",
     health_components=("metadatabase", "scheduler"),
     api=None,
-    api_login=None,
     hot=False,
     versioned=False,
     parsing=Parsing(

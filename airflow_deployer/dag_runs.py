@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from airflow_deployer.airflow_api import AirflowApi, TaskLogEntry, TaskTry
+from airflow_deployer.airflow_api import AirflowApi, TaskTry
 from airflow_deployer.errors import AirflowError, DeployerError
 from airflow_deployer.save_loop import View, in_project
+from airflow_deployer.task_logs import TaskLogEntry
 
 _POLL_SECONDS = 0.3
 _LAST_LINES_SECONDS = 0.7

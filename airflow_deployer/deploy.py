@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_deployer import (
+    airflow_profiles,
     credentials,
     database_image,
     diagnosis,
@@ -39,7 +40,7 @@ from airflow_deployer.cluster import (
     Object,
 )
 from airflow_deployer.config import Settings
-from airflow_deployer.connection import Session, airflow_url, connect, deployed_image, live_content, local_hosting
+from airflow_deployer.connection import Session, connect, deployed_image, live_content, local_hosting
 from airflow_deployer.content import ProjectContent, read_project
 from airflow_deployer.errors import AirflowError, ForwardError
 from airflow_deployer.gate import GateReport
@@ -54,10 +55,10 @@ from airflow_deployer.registry import (
     pull_secret_data,
 )
 from airflow_deployer.reports import SyncReport, UpReport
+from airflow_deployer.running_airflow import RunningTask, asked, running_profile
 
 if TYPE_CHECKING:
     from airflow_deployer.content_sync import Live
-    from airflow_deployer.draining import RunningTask
     from airflow_deployer.hot_deploy import HotDeploy
 
 
@@ -122,6 +123,11 @@ class UpOptions:
 def up(project: Path, settings: Settings, progress: Progress, options: UpOptions) -> UpReport:
     """Take the project to a running, verified Airflow."""
     watch = _Stopwatch()
+    if airflow_profiles.is_newer_than_known(settings.airflow.version):
+        progress.warning(
+            f"Airflow {settings.airflow.version} came after this release, which knows "
+            f"{settings.airflow.profile.locked} best: it is deployed like that one"
+        )
     with watch.lap("check"), progress.step("Preflight") as step:
         lock = find_lock(project, settings)
         content = read_project(project, settings.project)
@@ -528,12 +534,13 @@ def _stop(
     cluster, names = session.cluster, session.names
     step.update(f"stopping pod {names.pod}")
     if diagnosis.diagnose(pod).ready:
+        # What is stopped may be of another series than what comes.
+        profile = running_profile(session, pod)
         return draining.stop_pod(
             cluster,
             names,
             pod,
-            target=session.target,
-            login=(credentials.ADMIN_USER, secret[credentials.ADMIN_PASSWORD]),
+            ask=lambda: asked(session, profile, secret),
             now=options.now,
             step=step,
             progress=progress,
@@ -558,11 +565,9 @@ def _verify(
     expected: frozenset[str] | None,
     progress: Progress,
 ) -> verification.Verified:
-    with progress.step("Airflow") as step, airflow_url(session, url) as address:
+    with progress.step("Airflow") as step, asked(session, running_profile(session, pod), secret, url) as airflow:
         verified = verification.verify(
-            address,
-            user=credentials.ADMIN_USER,
-            password=secret[credentials.ADMIN_PASSWORD],
+            airflow,
             expected=expected,
             since=_started_at(pod),
             timeout=60.0,

@@ -223,7 +223,8 @@ def _rerun(session: Session, text: str, console: Console) -> Iterator[Rerun]:
 
     def connect() -> AirflowApi:
         _, secret = objects.ensure_secret(session.cluster, session.names)
-        api = AirflowApi(background_forward.ensure(session.target, port=session.settings.port_forward.port).url)
+        url = background_forward.ensure(session.target, port=session.settings.port_forward.port).url
+        api = AirflowApi(url, session.settings.airflow.profile)
         api.login(credentials.ADMIN_USER, secret[credentials.ADMIN_PASSWORD])
         return api
 

@@ -9,50 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from airflow_deployer import rollout
-from airflow_deployer.airflow_api import AirflowApi
 from airflow_deployer.cluster import POD, Cluster, Object
 from airflow_deployer.errors import DeployerError
 from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Names, grace_seconds
-from airflow_deployer.port_forward import Target, forwarded
 from airflow_deployer.progress import Progress, Step
+from airflow_deployer.running_airflow import RunningAirflow, RunningTask
+
+Ask = Callable[[], AbstractContextManager[RunningAirflow]]
 
 _POLL_SECONDS = 0.5
 _SHOWN = 3
 _SECOND_SIGNAL = ("bash", "-c", "kill -TERM 1")
-
-
-@dataclass(frozen=True)
-class RunningTask:
-    """A task instance in the state `running` (`GET /api/v2/dags/~/dagRuns/~/taskInstances`)."""
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-
-    def __str__(self) -> str:
-        index = f"[{self.map_index}]" if self.map_index >= 0 else ""
-        return f"{self.dag_id}.{self.task_id}{index} of {self.run_id}"
-
-
-def running_tasks(api: AirflowApi) -> tuple[RunningTask, ...]:
-    """List the task instances that run now.
-
-    Raises:
-        AirflowError: Airflow does not answer.
-    """
-    document = api.request(
-        "GET", "/api/v2/dags/~/dagRuns/~/taskInstances?state=running&limit=100", doing="list the running tasks"
-    )
-    return tuple(
-        RunningTask(entry["dag_id"], entry["dag_run_id"], entry["task_id"], entry["map_index"])
-        for entry in document["task_instances"]
-    )
 
 
 @dataclass
@@ -68,8 +41,7 @@ def stop_pod(
     names: Names,
     pod: Object,
     *,
-    target: Target,
-    login: tuple[str, str],
+    ask: Ask,
     now: bool,
     step: Step,
     progress: Progress,
@@ -78,8 +50,7 @@ def stop_pod(
 
     Args:
         pod: what to delete.
-        target: Airflow's port in it.
-        login: user and password of Airflow's API.
+        ask: has the Airflow in it answer, for the time of a block.
         now: do not wait for running tasks.
         step: shows what is waited for at the moment.
         progress: is told once which tasks run.
@@ -88,7 +59,7 @@ def stop_pod(
         RolloutError: it does not stop.
     """
     uid = pod["metadata"]["uid"]
-    with _observed(target, login, step, now=now) as observed:
+    with _observed(ask, step, now=now) as observed:
         if observed.tasks:
             progress.info(_told(observed.tasks, now=now))
         cluster.delete(POD, names.namespace, names.pod, uid=uid)
@@ -102,19 +73,17 @@ def stop_pod(
 
 
 @contextlib.contextmanager
-def _observed(target: Target, login: tuple[str, str], step: Step, *, now: bool) -> Iterator[_Observed]:
+def _observed(ask: Ask, step: Step, *, now: bool) -> Iterator[_Observed]:
     """Look at the running tasks in the background for the time of the block, as long as Airflow answers."""
     observed = _Observed()
 
     def look() -> None:
         try:
-            with forwarded(target) as port:
-                api = AirflowApi(f"http://127.0.0.1:{port}")
-                api.login(*login)
-                observed.tasks = running_tasks(api)
+            with ask() as airflow:
+                observed.tasks = airflow.running_tasks()
                 ready.set()
                 while not observed.ended.wait(_POLL_SECONDS):
-                    observed.tasks = running_tasks(api)
+                    observed.tasks = airflow.running_tasks()
                     step.update(_told(observed.tasks, now=now))
         except DeployerError:
             # It has stopped: what was seen last is what was still running.

@@ -9,10 +9,11 @@ from typing import Any
 from airflow_deployer import credentials, diagnosis, verification
 from airflow_deployer.cluster import CLAIM, EVENT, POD, SECRET, STATEFUL_SET, Object
 from airflow_deployer.config import Settings
-from airflow_deployer.connection import Session, airflow_url, connect, deployed_image, live_content, running_forward
+from airflow_deployer.connection import Session, connect, deployed_image, live_content, running_forward
 from airflow_deployer.errors import DeployerError
 from airflow_deployer.manifests import Names
 from airflow_deployer.reports import ContainerReport, StatusReport
+from airflow_deployer.running_airflow import VERSION_LABEL, asked, running_profile
 
 
 def status(settings: Settings, *, show_password: bool) -> StatusReport:
@@ -38,6 +39,7 @@ def status(settings: Settings, *, show_password: bool) -> StatusReport:
     if seen["stateful_set"] is None:
         return StatusReport(deployed=False, **where)
     image = deployed_image(seen["stateful_set"])
+    profile = running_profile(session, seen["pod"] or seen["stateful_set"])
     found = diagnosis.diagnose(
         seen["pod"], claim=seen["claim"], events=_events(session, seen["pod"]), stateful_set=names.name
     )
@@ -50,7 +52,8 @@ def status(settings: Settings, *, show_password: bool) -> StatusReport:
         "image": image.reference if image else "",
         "content_id": image.content_id if image else "",
         "live_content_id": (seen["content"] or {}).get("live") or None,
-        "airflow_version": seen["stateful_set"]["metadata"]["labels"].get("app.kubernetes.io/version", ""),
+        "content_scope": profile.content_scope,
+        "airflow_version": seen["stateful_set"]["metadata"]["labels"].get(VERSION_LABEL, ""),
         "containers": _containers(seen["pod"]),
         "url": forward,
         "login": credentials.ADMIN_USER,
@@ -58,10 +61,8 @@ def status(settings: Settings, *, show_password: bool) -> StatusReport:
     }
     if found.ready and credentials.ADMIN_PASSWORD in secret:
         try:
-            with airflow_url(session, forward) as address:
-                now = verification.look(
-                    address, user=credentials.ADMIN_USER, password=secret[credentials.ADMIN_PASSWORD]
-                )
+            with asked(session, profile, secret, forward) as airflow:
+                now = verification.look(airflow)
             reported |= {"components": now.components, "dags": now.dags, "import_errors": now.import_errors}
             sick = [name for name, state in now.components.items() if state != "healthy"]
             if sick:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from airflow_deployer.local_cluster import ClusterStatus
@@ -159,6 +159,8 @@ class StatusReport:
         problem: why it is not, as the diagnosis says.
         content_id: of the DAG content in the image that `up` deployed.
         live_content_id: of what Airflow runs now; another one after a sync. None when the pod does not tell.
+        content_scope: for what new content counts: each new `run`, each new `task`, also of a run that began before, or
+            a new `pod`.
         components: Airflow's component to its health (`healthy`, `unhealthy`, or None when it has none).
         password: the admin user's, only when it was asked for.
     """
@@ -172,6 +174,7 @@ class StatusReport:
     image: str = ""
     content_id: str = ""
     live_content_id: str | None = None
+    content_scope: Literal["run", "task", "pod"] = "run"
     airflow_version: str = ""
     containers: tuple[ContainerReport, ...] = ()
     components: dict[str, str | None] = field(default_factory=dict)
@@ -196,12 +199,18 @@ class StatusReport:
 
     def _content(self) -> str:
         deployed = self.content_id[:12]
+        if self.content_scope == "pod":
+            return f"{deployed} in the image; a change takes a new pod"
         if self.live_content_id is None:
             return f"{deployed} in the image"
+        live = "live"
+        if self.content_scope == "task":
+            series = self.airflow_version.partition(".")[0]
+            live += f" for every task that starts now (Airflow {series} has no DAG versions)"
         if self.live_content_id == self.content_id:
-            return f"{deployed}, live and in the image"
+            return f"{deployed}, in the image and {live}"
         return (
-            f"{self.live_content_id[:12]} is live and in no image yet, the image has {deployed}; "
+            f"{self.live_content_id[:12]} is in no image yet and {live}, the image has {deployed}; "
             "deployer up   makes it permanent"
         )
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from airflow_deployer.airflow_api import AirflowApi, Dag, ImportFailure
 from airflow_deployer.errors import AirflowError
 from airflow_deployer.progress import Step
 from airflow_deployer.reports import ImportErrorReport
+from airflow_deployer.running_airflow import Dag, ImportFailure, RunningAirflow
 
 _POLL_SECONDS = 0.3
 
@@ -26,22 +26,18 @@ class Verified:
     import_errors: tuple[ImportErrorReport, ...]
 
 
-def look(url: str, *, user: str, password: str) -> Verified:
+def look(airflow: RunningAirflow) -> Verified:
     """Ask once.
 
     Raises:
         AirflowError: Airflow does not answer or refuses the login.
     """
-    api = AirflowApi(url)
-    api.login(user, password)
-    return Verified(_components(api), len(api.dags()), _reports(api.import_errors()))
+    return Verified(_components(airflow), len(airflow.dags()), _reports(airflow.import_errors()))
 
 
 def verify(
-    url: str,
+    airflow: RunningAirflow,
     *,
-    user: str,
-    password: str,
     expected: frozenset[str] | None,
     since: str,
     timeout: float,
@@ -59,15 +55,13 @@ def verify(
     """
     deadline = time.monotonic() + timeout
     fewest = len(expected or ())
-    api = AirflowApi(url)
-    api.login(user, password)
     while True:
-        components = _components(api)
+        components = _components(airflow)
         sick = [name for name, state in components.items() if state != "healthy"]
-        dags = api.dags()
+        dags = airflow.dags()
         # An error of before the start tells nothing of the files as they are now.
         failures = [
-            failure for failure in api.import_errors() if expected is None or _is_since(failure.timestamp, since)
+            failure for failure in airflow.import_errors() if expected is None or _is_since(failure.timestamp, since)
         ]
         missing = sorted((expected or frozenset()) - _parsed(dags, since) - {failure.filename for failure in failures})
         if len(missing) < fewest:
@@ -85,14 +79,14 @@ def verify(
         time.sleep(_POLL_SECONDS)
 
 
-def _components(api: AirflowApi) -> dict[str, str | None]:
-    """Health by component; that the API server answers at all is the web component's own health."""
-    return {"web": "healthy"} | {name: component.status for name, component in api.health().items()}
+def _components(airflow: RunningAirflow) -> dict[str, str | None]:
+    """Health by component; that the web server answers at all is the web component's own health."""
+    return {"web": "healthy"} | {name: component.status for name, component in airflow.health().items()}
 
 
 def _parsed(dags: list[Dag], since: str) -> frozenset[str]:
     """The files whose DAGs were parsed at or after `since`."""
-    return frozenset(dag.relative_fileloc or "" for dag in dags if _is_since(dag.last_parsed_time, since))
+    return frozenset(dag.file or "" for dag in dags if _is_since(dag.last_parsed_time, since))
 
 
 def _is_since(moment: str | None, since: str) -> bool:

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from airflow_deployer import background_forward
 from airflow_deployer.airflow_api import AirflowApi
+from airflow_deployer.airflow_profiles import AIRFLOW_3
 from airflow_deployer.credentials import decode
 from airflow_deployer.manifests import Names
 from airflow_deployer.port_forward import Target
@@ -344,7 +345,7 @@ def airflow() -> Iterator[Airflow]:
         secret = decode(kubectl.get(f"secret/{names.secret}", made.namespace)["data"])
         address = str(kubectl.get(f"pod/{names.pod}", made.namespace)["status"]["podIP"])
         with forwards(kubectl, made.namespace, names.name) as both:
-            api = AirflowApi(f"http://127.0.0.1:{both.ours}")
+            api = AirflowApi(f"http://127.0.0.1:{both.ours}", AIRFLOW_3)
             api.login("admin", secret["admin-password"])
             fill = {"dag_id": EDITED, "run_id": quote(_run(api, EDITED))}
             headers = {"Accept-Encoding": "gzip", "Authorization": f"Bearer {_token(api, secret['admin-password'])}"}

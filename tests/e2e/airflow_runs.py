@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from airflow_deployer.airflow_api import AirflowApi
+from airflow_deployer.airflow_api import AirflowApi, TaskTry
 
 Tries = dict[tuple[str, int], tuple[str | None, int]]
 """Task id and map index (-1: not mapped) to state and try number."""
@@ -16,20 +16,14 @@ Tries = dict[tuple[str, int], tuple[str | None, int]]
 
 def trigger(api: AirflowApi, dag_id: str, run_id: str, conf: dict[str, Any] | None = None) -> None:
     """Unpause the DAG and start a run."""
-    api.request(
-        "PATCH",
-        f"/api/v2/dags/{dag_id}?update_mask=is_paused",
-        body={"is_paused": False},
-        doing="unpause",
-        idempotent=True,
-    )
-    body = {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}}
-    api.request("POST", f"/api/v2/dags/{dag_id}/dagRuns", body=body, doing=f"trigger {dag_id}")
+    api.unpause(dag_id)
+    body = {"dag_run_id": run_id, "conf": conf or {}, **api.rest.trigger}
+    api.request("POST", f"{api.rest.path}/dags/{dag_id}/dagRuns", body=body, doing=f"trigger {dag_id}")
 
 
 def state(api: AirflowApi, dag_id: str, run_id: str) -> str:
     """The run's state."""
-    return str(api.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}", doing="read the run")["state"])
+    return api.run_state(dag_id, run_id)
 
 
 def wait(api: AirflowApi, dag_id: str, run_id: str, seconds: float = 180) -> str:
@@ -45,22 +39,16 @@ def wait(api: AirflowApi, dag_id: str, run_id: str, seconds: float = 180) -> str
 
 def tasks(api: AirflowApi, dag_id: str, run_id: str) -> Tries:
     """Every task instance of the run."""
-    found = api.request(
-        "GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=100", doing="list the task instances"
-    )
-    return {
-        (item["task_id"], item["map_index"]): (item["state"], item["try_number"]) for item in found["task_instances"]
-    }
+    return {(each.task_id, each.map_index): (each.state, each.try_number) for each in api.task_tries(dag_id, run_id)}
 
 
 def log(api: AirflowApi, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, attempt: int = 1) -> str:
     """The text of one attempt's log."""
-    path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}?map_index={map_index}"
-    found = api.request("GET", path, doing="read the log")
-    return "\n".join(str(line.get("event", line) if isinstance(line, dict) else line) for line in found["content"])
+    entries, _ = api.task_log(dag_id, run_id, TaskTry(task_id, map_index, None, attempt, None), None)
+    return "\n".join(entry.text for entry in entries)
 
 
 def result(api: AirflowApi, dag_id: str, run_id: str, task_id: str) -> Any:
     """What the task returned."""
-    path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{quote('return_value')}"
+    path = f"{api.rest.path}/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{quote('return_value')}"
     return api.request("GET", f"{path}?deserialize=false&stringify=false", doing="read the result")["value"]

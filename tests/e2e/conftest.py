@@ -24,8 +24,10 @@ import pytest
 
 from airflow_deployer import kube_context
 from airflow_deployer.airflow_api import AirflowApi
+from airflow_deployer.airflow_profiles import find_profile
 from airflow_deployer.cluster import CLAIM, EVENT, NAMESPACE, POD, SECRET, STATEFUL_SET, Cluster
 from airflow_deployer.manifests import Names
+from airflow_deployer.running_airflow import VERSION_LABEL
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts"
@@ -112,7 +114,9 @@ class Project:
 
     def api(self) -> AirflowApi:
         """Airflow's own API through the forward, logged in."""
-        api = AirflowApi(f"http://127.0.0.1:{self.port}")
+        profile = find_profile(self.pod()["metadata"]["labels"][VERSION_LABEL])
+        assert profile is not None
+        api = AirflowApi(f"http://127.0.0.1:{self.port}", profile)
         api.login("admin", self.secret("admin-password"))
         return api
 

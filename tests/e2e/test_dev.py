@@ -114,7 +114,8 @@ def write_dag(project: Project, dag_id: str, text: str) -> Path:
 
 
 def description(project: Project, dag_id: str) -> str | None:
-    found = project.api().request("GET", f"/api/v2/dags/{dag_id}", doing="read the DAG", missing_ok=True)
+    api = project.api()
+    found = api.request("GET", f"{api.rest.path}/dags/{dag_id}", doing="read the DAG", missing_ok=True)
     return None if found is None else str(found["description"])
 
 

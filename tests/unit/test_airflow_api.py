@@ -13,9 +13,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from airflow_deployer import airflow_api
-from airflow_deployer.airflow_api import AirflowApi, Component, Dag, ImportFailure
+from airflow_deployer import airflow_web
+from airflow_deployer.airflow_api import AirflowApi
+from airflow_deployer.airflow_profiles import AIRFLOW_1, AIRFLOW_3
 from airflow_deployer.errors import AirflowError
+from airflow_deployer.running_airflow import Component, Dag, ImportFailure
 
 PASSWORD = "correct horse"
 TOKEN = "eyJ.token"
@@ -125,7 +127,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def api(server: Server) -> AirflowApi:
-    return AirflowApi(server.url)
+    return AirflowApi(server.url, AIRFLOW_3)
 
 
 @pytest.fixture
@@ -144,9 +146,14 @@ def test_health_and_version_need_no_login(api: AirflowApi) -> None:
     }
 
 
-def test_a_component_that_is_null_is_left_out(api: AirflowApi, server: Server) -> None:
+def test_a_component_of_which_nothing_is_said_has_no_health(api: AirflowApi, server: Server) -> None:
     server.answers["/api/v2/monitor/health"] = (200, HEALTH | {"dag_processor": None})
-    assert "dag_processor" not in api.health()
+    assert api.health()["dag_processor"] == Component(None, None)
+
+
+def test_a_series_without_a_rest_api_has_no_client() -> None:
+    with pytest.raises(ValueError, match=r"Airflow 1\.10 has no REST API"):
+        AirflowApi("http://127.0.0.1:1", AIRFLOW_1)
 
 
 def test_dags_and_import_errors_after_a_login(logged_in: AirflowApi) -> None:
@@ -204,11 +211,11 @@ def test_what_must_not_be_done_twice_is_not_sent_twice(logged_in: AirflowApi, se
 
 
 def test_nobody_there_is_an_error_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(airflow_api, "_PAUSE_FACTOR", 0.0)
+    monkeypatch.setattr(airflow_web, "_PAUSE_FACTOR", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(AirflowError, match=f"does not answer at http://127.0.0.1:{port}: .*refused") as caught:
-        AirflowApi(f"http://127.0.0.1:{port}").version()
+        AirflowApi(f"http://127.0.0.1:{port}", AIRFLOW_3).version()
     assert "object at 0x" not in str(caught.value)
     assert "deployer status" in caught.value.hint
 

@@ -9,16 +9,19 @@ from contextlib import contextmanager
 import pytest
 
 from airflow_deployer import dag_runs
-from airflow_deployer.airflow_api import AirflowApi, Dag, TaskLogEntry, TaskTry
+from airflow_deployer.airflow_api import AirflowApi, TaskTry
+from airflow_deployer.airflow_profiles import AIRFLOW_3
 from airflow_deployer.dag_runs import Rerun, Target, find_target
 from airflow_deployer.errors import AirflowError
+from airflow_deployer.running_airflow import Dag
+from airflow_deployer.task_logs import TaskLogEntry
 
 
 class Airflow(AirflowApi):
     """An Airflow whose runs are in the states that the test sets."""
 
     def __init__(self) -> None:
-        super().__init__("http://127.0.0.1:1")
+        super().__init__("http://127.0.0.1:1", AIRFLOW_3)
         self.paused = {"orders": True, "team.orders": False}
         self.state = "running"
         self.tries: list[TaskTry] = []
