@@ -59,7 +59,7 @@ _ROWS: tuple[tuple[str, Callable[[Profile], str]], ...] = (
     ("Login", lambda p: {"simple": "SimpleAuthManager", "fab": "Flask-AppBuilder"}[p.login] + ", user `admin`"),
     ("Ready when answered", lambda p: f"`{p.answer_path}`"),
     ("Health", lambda p: f"`{p.health_path}`: {', '.join(p.health_components)}"),
-    ("REST API", lambda p: f"`{p.api}`, login by {p.api_login}" if p.api else "none that is stable"),
+    ("REST API", lambda p: f"`{p.api.path}`, login by {p.api.login}" if p.api else "none that is stable"),
     ("DAG content goes into the running pod", lambda p: _yes(p.hot)),
     ("A run finishes on the content it began with", lambda p: _yes(p.versioned)),
 )
