@@ -1,14 +1,14 @@
 """An Airflow without a stable REST API: its web server tells its health, a module in its pod what the database says.
 
-The other end is `base-image/airflow_deployer_pod/airflow_report.py`, which documents the frames that go over one exec.
+The other end is `base-image/airflow_deployer_pod/airflow_report.py`, which documents the lines that go over one exec.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import struct
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, TimeoutError
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow_deployer.airflow_profiles import Profile
@@ -25,37 +25,20 @@ if TYPE_CHECKING:
 # Isolated: nothing but the installation itself is on its path.
 REPORT = ("/opt/airflow/bin/python", "-I", "-m", "airflow_deployer_pod.airflow_report")
 
-_LENGTH = struct.Struct(">I")
-_LARGEST_ANSWER = 64 << 20
 _ANSWER_SECONDS = 15.0
 
 
 class PodAirflow(AirflowWeb):
-    """A client of the Airflow in a pod, to be used by one thread at a time and as a context manager.
+    """A client of the Airflow in a pod, to be used by one thread at a time; made by `opened`."""
 
-    Args:
-        url: of its web server.
-        profile: of the Airflow in the pod.
-        context: where the pod is.
-        names: its deployment.
-    """
-
-    def __init__(self, url: str, profile: Profile, context: KubeContext, names: Names) -> None:
-        super().__init__(url, profile)
-        self._context = context
-        self._names = names
-        self._loop = asyncio.new_event_loop()
-        self._api: ApiServer | None = None
-        self._exec: PodExec | None = None
-
-    def __enter__(self) -> PodAirflow:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    def __init__(
+        self, url: str, profile: Profile, names: Names, api: ApiServer, submit: Callable[..., Future[Any]]
     ) -> None:
-        self._loop.run_until_complete(self._close())
-        self._loop.close()
+        super().__init__(url, profile)
+        self._names = names
+        self._api = api
+        self._submit = submit
+        self._exec: PodExec | None = None
 
     def dags(self) -> list[Dag]:
         """Return the DAGs that are served now, by id."""
@@ -84,16 +67,18 @@ class PodAirflow(AirflowWeb):
 
         cause = ""
         for _ in range(2):
+            answering = self._submit(self._answer(question))
             try:
-                answer = self._loop.run_until_complete(asyncio.wait_for(self._answer(question), _ANSWER_SECONDS))
-            except (UnavailableError, asyncio.TimeoutError) as error:
-                cause = str(error) or f"no answer within {_ANSWER_SECONDS:.0f} s"
-                self._loop.run_until_complete(self._close())
+                answer = answering.result(_ANSWER_SECONDS)
             except RefusedError as error:
                 raise ClusterError(
                     f"Cannot {doing}: {error}.",
                     hint="ask an administrator of the cluster for a Role with this verb and resource",
                 ) from None
+            except (UnavailableError, TimeoutError) as error:
+                answering.cancel()
+                cause = str(error) or f"no answer within {_ANSWER_SECONDS:.0f} s"
+                self.close()
             else:
                 if "error" in answer:
                     raise AirflowError(f"Cannot {doing}: Airflow's database: {answer['error']}.")
@@ -104,28 +89,40 @@ class PodAirflow(AirflowWeb):
         )
 
     async def _answer(self, question: str) -> dict[str, Any]:
-        if self._exec is None:
-            self._exec = await self._start()
-        request = json.dumps({"ask": question}).encode()
-        await self._exec.write(_LENGTH.pack(len(request)) + request)
-        size = _LENGTH.unpack(await self._exec.read_exactly(_LENGTH.size))[0]
-        if size > _LARGEST_ANSWER:
-            raise AirflowError("What answers in the pod is not the reader of Airflow's database.")
-        answer: dict[str, Any] = json.loads(await self._exec.read_exactly(size))
-        return answer
-
-    async def _start(self) -> PodExec:
-        from airflow_deployer.api_streams import ApiServer
         from airflow_deployer.pod_exec import PodExec
 
-        if self._api is None:
-            self._api = ApiServer(self._context.name, self._context.kubeconfig)
-            await self._api.load()
-        return await PodExec.start(self._api, self._names.namespace, self._names.pod, "airflow", REPORT)
+        if self._exec is None:
+            self._exec = await PodExec.start(self._api, self._names.namespace, self._names.pod, "airflow", REPORT)
+        await self._exec.write(question.encode() + b"\n")
+        answer: dict[str, Any] = json.loads(await self._exec.read_line())
+        return answer
 
-    async def _close(self) -> None:
+    def close(self) -> None:
+        """End what runs in the pod."""
         if self._exec is not None:
-            await self._exec.close()
-        if self._api is not None:
-            await self._api.close()
-        self._exec = self._api = None
+            with suppress(Exception):
+                self._submit(self._exec.close()).result(5.0)
+            self._exec = None
+
+
+@contextmanager
+def opened(url: str, profile: Profile, context: KubeContext, names: Names) -> Iterator[PodAirflow]:
+    """Have a client for the time of the block.
+
+    Args:
+        url: of the Airflow's web server.
+        profile: of the Airflow in the pod.
+        context: where the pod is.
+        names: its deployment.
+
+    Raises:
+        ClusterError: the kubeconfig or its context cannot be used.
+    """
+    from airflow_deployer.api_streams import in_background
+
+    with in_background(context.name, context.kubeconfig) as (api, submit):
+        airflow = PodAirflow(url, profile, names, api, submit)
+        try:
+            yield airflow
+        finally:
+            airflow.close()

@@ -120,9 +120,9 @@ def asked(
             api.login(credentials.ADMIN_USER, secret[credentials.ADMIN_PASSWORD])
             yield api
         else:
-            from airflow_deployer.pod_airflow import PodAirflow
+            from airflow_deployer import pod_airflow
 
-            with PodAirflow(address, profile, session.context, session.names) as airflow:
+            with pod_airflow.opened(address, profile, session.context, session.names) as airflow:
                 yield airflow
 
 

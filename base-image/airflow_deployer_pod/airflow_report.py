@@ -2,11 +2,11 @@
 
     python -I -m airflow_deployer_pod.airflow_report
 
-Run by exec, it answers one JSON object with another, each in a frame: 4 bytes length, big-endian, then the payload.
+Run by exec, it answers each line of standard input, a question, with a line of JSON:
 
-    {"ask": "dags"}             {"rows": [[DAG ID, IS PAUSED, LAST PARSED, FILE], ...]}
-    {"ask": "import_errors"}    {"rows": [[FILE, STACK TRACE, LAST SEEN], ...]}
-    {"ask": "running_tasks"}    {"rows": [[DAG ID, RUN ID, TASK ID], ...]}
+    dags             {"rows": [[DAG ID, IS PAUSED, LAST PARSED, FILE], ...]}
+    import_errors    {"rows": [[FILE, STACK TRACE, LAST SEEN], ...]}
+    running_tasks    {"rows": [[DAG ID, RUN ID, TASK ID], ...]}
 
 Files are absolute, times RFC 3339 in UTC or null. `{"error": TEXT}` comes where the database does not answer. It ends
 with standard input, or when nothing was asked for a while: whoever asked may have gone without a word.
@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import os
 import select
-import struct
+import sys
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,6 @@ _STATEMENTS = {
     ),
 }
 
-_LENGTH = struct.Struct(">I")
 _SILENCE_SECONDS = 120.0
 
 
@@ -83,25 +83,24 @@ def _plain(value: Any) -> Any:
     return value.astimezone(timezone.utc).isoformat() if isinstance(value, datetime) else value
 
 
-def _read(size: int) -> bytes:
-    """Read so many bytes of standard input; fewer at its end, or when nothing comes any more."""
-    data = b""
-    while len(data) < size and select.select([0], [], [], _SILENCE_SECONDS)[0]:
-        part = os.read(0, size - len(data))
-        if not part:
-            break
-        data += part
-    return data
+def _questions() -> Iterator[str]:
+    """The lines of standard input, until its end or until none comes any more."""
+    pending = b""
+    while select.select([0], [], [], _SILENCE_SECONDS)[0]:
+        data = os.read(0, 4096)
+        if not data:
+            return
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
 
 
 def main() -> None:
-    """Answer until standard input ends."""
+    """Answer until there are no more questions."""
     database = Database()
-    while len(head := _read(_LENGTH.size)) == _LENGTH.size:
-        request = json.loads(_read(_LENGTH.unpack(head)[0]))
-        payload = json.dumps(database.answer(request["ask"])).encode()
-        with open(1, "wb", closefd=False) as output:
-            output.write(_LENGTH.pack(len(payload)) + payload)
+    for question in _questions():
+        sys.stdout.write(json.dumps(database.answer(question)) + "\n")
+        sys.stdout.flush()
     database.close()
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from airflow_deployer import api_streams, pod_exec
+from airflow_deployer import pod_airflow, pod_exec
 from airflow_deployer.airflow_profiles import AIRFLOW_1
-from airflow_deployer.api_streams import RefusedError, UnavailableError
+from airflow_deployer.api_streams import ApiServer, RefusedError, UnavailableError
 from airflow_deployer.errors import AirflowError, ClusterError
 from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Names
@@ -35,48 +34,36 @@ class Exec:
     def __init__(self, pod: Pod, answers: list[dict[str, Any] | Exception]) -> None:
         self._pod = pod
         self._answers = answers
-        self._bytes = b""
 
     async def write(self, data: bytes) -> None:
-        assert struct.unpack(">I", data[:4])[0] == len(data) - 4
-        self._pod.asked.append(json.loads(data[4:])["ask"])
+        assert data.endswith(b"\n")
+        self._pod.asked.append(data.decode().strip())
+
+    async def read_line(self) -> bytes:
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        text = json.dumps(answer).encode()
-        self._bytes = struct.pack(">I", len(text)) + text
-
-    async def read_exactly(self, size: int) -> bytes:
-        data, self._bytes = self._bytes[:size], self._bytes[size:]
-        return data
+        return json.dumps(answer).encode()
 
     async def close(self) -> None:
         self._pod.closed += 1
-
-
-class ApiServer:
-    def __init__(self, *_: object) -> None:
-        pass
-
-    async def load(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
 
 @pytest.fixture
 def pod(monkeypatch: pytest.MonkeyPatch) -> Pod:
     made = Pod()
     monkeypatch.setattr(pod_exec.PodExec, "start", made.start)
-    monkeypatch.setattr(api_streams, "ApiServer", ApiServer)
     return made
 
 
 @pytest.fixture
-def airflow(pod: Pod) -> Iterator[PodAirflow]:
+def airflow(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> Iterator[PodAirflow]:
+    async def load(_: ApiServer) -> None:
+        pass
+
+    monkeypatch.setattr(ApiServer, "load", load)
     context = KubeContext("local", "local", None, "kubeconfig")
-    with PodAirflow("http://127.0.0.1:1", AIRFLOW_1, context, Names("airflow", "team")) as made:
+    with pod_airflow.opened("http://127.0.0.1:1", AIRFLOW_1, context, Names("airflow", "team")) as made:
         yield made
 
 
