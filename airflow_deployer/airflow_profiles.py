@@ -200,6 +200,10 @@ _TUNING = {
     "AIRFLOW__CORE__PARALLELISM": "8",
 }
 
+# A connection on which nothing is asked yet holds a thread of gunicorn, for 5 s or, in old releases, until it ends: a
+# browser and the forward open such connections ahead. Threads are started when they are needed.
+_WEB_THREADS = "32"
+
 _SQL_ALCHEMY_CONN_CMD = f"cat {SECRETS}/{credentials.SQL_ALCHEMY_CONN}"
 
 AIRFLOW_3 = Profile(
@@ -341,7 +345,7 @@ AIRFLOW_2 = Profile(
         "webserver",
         (
             *("--bind", f"0.0.0.0:{API_PORT}", "--name", "airflow-webserver", "--timeout", "120"),
-            *("--workers", "1", "--worker-class", "gthread", "--threads", "8", "--worker-tmp-dir", "/dev/shm"),
+            *("--workers", "1", "--worker-class", "gthread", "--threads", _WEB_THREADS, "--worker-tmp-dir", "/dev/shm"),
             *("--config", "python:airflow.www.gunicorn_config", "airflow.www.app:cached_app()"),
         ),
         module="gunicorn.app.wsgiapp",
@@ -470,7 +474,7 @@ AIRFLOW_1 = Profile(
         "AIRFLOW__WEBSERVER__WORKERS": "1",
         # One worker of the default class serves one connection at a time: an idle one would block all others.
         "AIRFLOW__WEBSERVER__WORKER_CLASS": "gthread",
-        "GUNICORN_CMD_ARGS": "--threads=8 --worker-tmp-dir=/dev/shm",
+        "GUNICORN_CMD_ARGS": f"--threads={_WEB_THREADS} --worker-tmp-dir=/dev/shm",
         # 30 s by default, for DAG files that change: a new worker each time, which imports all of Airflow.
         "AIRFLOW__WEBSERVER__WORKER_REFRESH_INTERVAL": "0",
         "AIRFLOW__CORE__SQL_ALCHEMY_CONN_CMD": _SQL_ALCHEMY_CONN_CMD,

@@ -27,7 +27,17 @@ _FINAL_STATES = frozenset({"success", "failed", "upstream_failed", "skipped", "r
 # States of a try that has a log of its own.
 _LOGGING_STATES = frozenset({"running", "success", "failed", "up_for_retry", "up_for_reschedule", "deferred"})
 # Airflow writes its own doings into each log between these.
-_FOLDS = ("::group::Log message source details", "::group::Pre Execute", "::group::Post Execute")
+_FOLDS = tuple(
+    f"::group::{title}"
+    for title in (
+        "Log message source details",
+        "Pre Execute",
+        "Post Execute",
+        # Airflow 2's.
+        "Pre task execution logs",
+        "Post task execution logs",
+    )
+)
 _END_OF_FOLD = "::endgroup::"
 # Each look at the log of a running task has its price in the pod.
 _LOG_SECONDS = 1.0

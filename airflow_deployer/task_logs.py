@@ -10,6 +10,8 @@ from typing import Any
 # A message of Airflow 2: `[time] {file.py:line} LEVEL - text`. The API puts two of its own around what it says of the
 # log's place, and these have neither time nor file.
 _MESSAGE = re.compile(r"(?:\[[^\]]*\] \{[^}]*\})? (DEBUG|INFO|WARNING|ERROR|CRITICAL) - (.*)")
+# The process around the task says once more what the task has said, traceback and all.
+_REPEATED = re.compile(r"Failed to execute job \d+ for task ")
 _TRACEBACK = "Traceback (most recent call last):"
 _FRAME = re.compile(r'  File "([^"]+)", line (\d+), in (.*)')
 # Between the tracebacks of exceptions that led to one another.
@@ -49,11 +51,15 @@ def from_text(text: str) -> list[TaskLogEntry]:
     """Take the text of a log apart: an entry for each line, and one with its error for each traceback."""
     entries: list[TaskLogEntry] = []
     level = ""
-    in_traceback = False
+    in_traceback = repeated = False
     for line in text.splitlines():
         if match := _MESSAGE.fullmatch(line):
             level, in_traceback = match[1].lower(), False
-            entries.append(TaskLogEntry(match[2], level, ()))
+            repeated = _REPEATED.match(match[2]) is not None
+            if not repeated:
+                entries.append(TaskLogEntry(match[2], level, ()))
+        elif repeated:
+            continue
         elif in_traceback or (line == _TRACEBACK and entries):
             in_traceback = True
             if (shown := _of_traceback(line)) is not None:

@@ -32,6 +32,14 @@ Traceback (most recent call last):
 RuntimeError: no x
 at all
 [2026-11-23T16:00:01.700+0000] {taskinstance.py:1226} INFO - Marking task as FAILED. dag_id=orders, task_id=load
+[2026-11-23T16:00:01.800+0000] {standard_task_runner.py:124} ERROR - Failed to execute job 6 for task load (no x
+at all; 32430)
+Traceback (most recent call last):
+  File "/home/airflow/dags/orders.py", line 14, in load
+    raise RuntimeError("no x\\nat all")
+RuntimeError: no x
+at all
+[2026-11-23T16:00:01.900+0000] {local_task_job_runner.py:266} INFO - Task exited with return code 1
 """
 
 
@@ -50,8 +58,9 @@ def test_the_text_of_airflow_2_is_taken_apart() -> None:
         ("warning", "careful"),
         ("error", "Task failed with exception"),
         ("info", "Marking task as FAILED. dag_id=orders, task_id=load"),
+        ("info", "Task exited with return code 1"),
     ]
-    assert entries[-2].error == (
+    assert entries[-3].error == (
         "/opt/airflow/lib/python3.11/site-packages/airflow/models/taskinstance.py:776 in _execute_task",
         "/home/airflow/dags/orders.py:12 in load",
         "KeyError: 'x'",
