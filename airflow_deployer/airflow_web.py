@@ -98,8 +98,8 @@ class AirflowWeb:
                 f"Cannot {doing}: Airflow does not answer at {self._url}: {_cause(error)}.",
                 hint="deployer status   shows the state of the pod and its components",
             ) from None
-        # To the only user, who may do everything, a 403 says the same: Airflow 2 takes a wrong password for no login at all,
-        # which it knows as the role Public.
+        # To the only user, who may do everything, a 403 says the same: Airflow 2 takes a wrong password for no login at
+        # all, which it knows as the role Public.
         if response.status in (401, 403):
             raise AirflowError(
                 f"Cannot {doing}: Airflow does not accept the login ({response.status}).",
