@@ -344,7 +344,7 @@ AIRFLOW_2 = Profile(
     web=Process(
         "webserver",
         (
-            *("--bind", f"0.0.0.0:{API_PORT}", "--name", "airflow-webserver", "--timeout", "120"),
+            *("--bind", f":{API_PORT}", "--name", "airflow-webserver", "--timeout", "120"),
             *("--workers", "1", "--worker-class", "gthread", "--threads", _WEB_THREADS),
             *("--worker-tmp-dir", "/dev/shm"),  # noqa: S108 - where a heartbeat never waits for a disk
             *("--config", "python:airflow.www.gunicorn_config", "airflow.www.app:cached_app()"),
