@@ -206,6 +206,9 @@ _WEB_THREADS = "32"
 
 _SQL_ALCHEMY_CONN_CMD = f"cat {SECRETS}/{credentials.SQL_ALCHEMY_CONN}"
 
+# Older Airflows make this folder when they are imported, below the home folder, which only the pod can write to.
+_PARSING_LOGS = {"AIRFLOW__SCHEDULER__CHILD_PROCESS_LOG_DIRECTORY": "/tmp/parsing-logs"}  # noqa: S108 - of the check
+
 AIRFLOW_3 = Profile(
     series="3",
     first=(3, 0, 0),
@@ -402,6 +405,7 @@ AIRFLOW_2 = Profile(
         without_database={
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite://",
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
+            **_PARSING_LOGS,
         },
     ),
     wiring=_WIRING
@@ -465,6 +469,7 @@ AIRFLOW_1 = Profile(
         without_database={
             "AIRFLOW__CORE__SQL_ALCHEMY_CONN": "sqlite://",
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
+            **_PARSING_LOGS,
         },
     ),
     wiring=_WIRING
