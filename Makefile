@@ -42,6 +42,7 @@ format: $(READY) ## put the code into its usual form
 docs: $(READY) ## write the generated parts of the documentation
 	$(BIN)/python -m airflow_deployer.config_reference > docs/configuration.md
 	$(BIN)/python -m airflow_deployer.profile_reference > docs/versions.md
+	PYTHONPATH=base-image $(BIN)/python -m airflow_deployer.moves_reference > docs/moving.md
 
 lock: $(READY) ## resolve the pinned, hashed requirements anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \

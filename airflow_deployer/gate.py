@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from airflow_deployer.errors import GateError
 
 _SHOWN_ERRORS = 20
+# Who moves a project wants the whole list.
+_SHOWN_MOVED = 200
+_SHOWN_MOVES = 10
+_SHOWN_PLACES = 3
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,11 @@ class ImportProblem:
         path: the file it happened in, relative to the project's image folder (`dags/orders.py`, `include/shop.py`).
         line: its line there, from 1; None when there is none to name.
         dag_file: the DAG file that was being imported.
-        kind: `syntax`, `import`, `cycle`, `timeout` or `crash`.
+        kind: `syntax`, `import`, `cycle`, `timeout` or `crash`; `moved` for what moved in Airflow.
         exception: the name of the exception's class.
         message: the exception's message.
         traceback: its last lines, the project's own frames at the end.
+        advice: what to write instead of what moved between Airflow's series; empty where nothing did.
     """
 
     path: str
@@ -46,9 +51,16 @@ class ImportProblem:
     exception: str
     message: str
     traceback: tuple[str, ...]
+    advice: str = ""
+
+    @property
+    def cause(self) -> str:
+        """What went wrong, and what to write instead."""
+        cause = f"{self.exception}: {self.message}" if self.exception else self.message
+        return f"{cause}{_instead(self.advice)}"
 
     def __str__(self) -> str:
-        cause = f"{self.exception}: {self.message}" if self.exception else self.message
+        cause = self.cause
         importing = f" (while importing {self.dag_file})" if self.dag_file != self.path else ""
         return f"{_place(self.path, self.line)}: {cause}{importing}"
 
@@ -74,6 +86,25 @@ class Duplicate:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """A line that uses what moved between Airflow's series, and imports nevertheless.
+
+    Attributes:
+        path: the file, relative to the project's image folder.
+        line: its line there, from 1.
+        name: a dotted name, an argument as in `DAG(schedule_interval=)`, or a key of the context as in `{{ ds }}`.
+        gone: whether a task will fail for it; otherwise it is deprecated.
+        advice: what to write instead, or empty.
+    """
+
+    path: str
+    line: int
+    name: str
+    gone: bool
+    advice: str
+
+
+@dataclass(frozen=True)
 class GateReport:
     """All that the import check found.
 
@@ -85,6 +116,7 @@ class GateReport:
         needs_database: what asked for a Variable, a Connection or a table, and only the deployment can answer.
         duplicates: ids that several DAGs share.
         skipped: Python files that Airflow takes for something else, because they lack the words "airflow" and "dag".
+        moved: what imports today, but is deprecated or will fail in a task.
     """
 
     airflow: str
@@ -94,6 +126,7 @@ class GateReport:
     needs_database: tuple[ImportProblem, ...]
     duplicates: tuple[Duplicate, ...]
     skipped: tuple[str, ...]
+    moved: tuple[Moved, ...] = ()
 
     @property
     def dag_ids(self) -> list[str]:
@@ -115,7 +148,21 @@ class GateReport:
                 f"; skipped for lack of the words airflow and dag: {', '.join(self.skipped)}" if self.skipped else ""
             )
             warnings.append(f"No DAG was found{skipped}")
-        return warnings
+        return [*warnings, *self.move_warnings]
+
+    @property
+    def move_warnings(self) -> list[str]:
+        """A line, with its places, for each thing that moved and still imports; first what tasks will fail for."""
+        places: dict[tuple[str, bool, str], list[str]] = {}
+        for moved in self.moved:
+            places.setdefault((moved.name, moved.gone, moved.advice), []).append(_place(moved.path, moved.line))
+        lines = []
+        for (name, gone, advice), where in sorted(places.items(), key=lambda item: (not item[0][1], item[0][0])):
+            state = f"is not in Airflow {self.airflow}, a task will fail" if gone else "is deprecated"
+            more = f" and {len(where) - _SHOWN_PLACES} more" if len(where) > _SHOWN_PLACES else ""
+            lines.append(f"{name} {state}{_instead(advice)} ({'; '.join(where[:_SHOWN_PLACES])}{more})")
+        rest = len(lines) - _SHOWN_MOVES
+        return [*lines[:_SHOWN_MOVES], *([f"... and {rest} more of what moved in Airflow"] if rest > 0 else [])]
 
     def raise_for_errors(self) -> None:
         """Stop the deploy if there is a reason.
@@ -127,9 +174,11 @@ class GateReport:
         if not findings:
             return
         count = "an error" if len(findings) == 1 else f"{len(findings)} errors"
-        more = [f"... and {len(findings) - _SHOWN_ERRORS} more"] if len(findings) > _SHOWN_ERRORS else []
+        shown = _SHOWN_MOVED if self._written_for_another else _SHOWN_ERRORS
+        more = [f"... and {len(findings) - shown} more"] if len(findings) > shown else []
+        besides = ["Besides:", *self.move_warnings] if self._written_for_another and self.moved else []
         raise GateError(
-            "\n".join((f"Nothing was deployed, the DAGs have {count}:", *findings[:_SHOWN_ERRORS], *more)),
+            "\n".join((f"Nothing was deployed, the DAGs have {count}:", *findings[:shown], *more, *besides)),
             hint=self.hint or "Correct it, then run the command again.",
             details=self.errors[0].traceback if len(findings) == 1 and self.errors else (),
         )
@@ -139,7 +188,13 @@ class GateReport:
         """What to do about the errors, where that is more than to correct them; else empty."""
         return next(self._hints(), "")
 
+    @property
+    def _written_for_another(self) -> bool:
+        return any(error.kind == "moved" for error in self.errors)
+
     def _hints(self) -> Iterator[str]:
+        if self._written_for_another:
+            yield f"They were written for another Airflow than {self.airflow}; docs/moving.md lists what moved."
         for error in self.errors:
             if error.exception == "ModuleNotFoundError":
                 yield "A package that the base image lacks goes into requirements.txt, your own modules into dags/."
@@ -170,6 +225,10 @@ def parse_report(output: str, exit_code: int, errors: list[str]) -> GateReport:
     else:
         reason = "it was killed, probably for lack of memory" if exit_code == 137 else f"exit code {exit_code}"
     raise GateError(f"The import check of the DAGs failed: {reason}.", details=errors)
+
+
+def _instead(advice: str) -> str:
+    return f"; instead: {advice}" if advice else ""
 
 
 def _place(path: str, line: int | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -148,6 +149,7 @@ class SaveLoop:
         self._live: ProjectContent | None = deployed
         self._live_id = self._deployed_id = deployed.content_id
         self._findings: list[str] = []
+        self._told_moves: set[tuple[str, str]] = set()
         self._complaints: dict[str, str] = {}
         self._to_replace: list[str] = []
         self._away_since: float | None = None
@@ -349,7 +351,7 @@ class SaveLoop:
             f"live in {seconds:.2f} s  {_listed(changed) or 'this project'}{files}{cleared}",
             mark="✓",
             # Where nothing had to be imported, "no DAG was found" says nothing of the project.
-            details=report.warnings if report.files else (),
+            details=self._new_warnings(report) if report.files else (),
             live=content.content_id,
             seconds=round(seconds, 3),
             changed=changed,
@@ -364,6 +366,12 @@ class SaveLoop:
         self._started = True
         self._on_live()
 
+    def _new_warnings(self, report: GateReport) -> list[str]:
+        """What is worth knowing; what moved in Airflow once for each file, not after every save."""
+        new = tuple(moved for moved in report.moved if (moved.path, moved.name) not in self._told_moves)
+        self._told_moves |= {(moved.path, moved.name) for moved in new}
+        return dataclasses.replace(report, moved=new).warnings
+
     def _tell_findings(self, report: GateReport) -> None:
         self._findings = [*map(_located, report.errors), *map(_located_twice, report.duplicates)]
         only = report.errors[0].traceback if len(self._findings) == 1 and report.errors else ()
@@ -377,7 +385,7 @@ class SaveLoop:
                 "the last good content stays live",
             ],
             errors=[
-                {"file": error.path, "line": error.line, "cause": _cause(error), "dag_file": error.dag_file}
+                {"file": error.path, "line": error.line, "cause": error.cause, "dag_file": error.dag_file}
                 for error in report.errors
             ],
             duplicates=[duplicate.dag_id for duplicate in report.duplicates],
@@ -449,7 +457,7 @@ def _listed(items: Sequence[str]) -> str:
 
 def _located(problem: ImportProblem) -> str:
     importing = f" (while importing {problem.dag_file})" if problem.dag_file != problem.path else ""
-    return f"{_place(problem.path, problem.line)} {_cause(problem)}{importing}"
+    return f"{_place(problem.path, problem.line)} {problem.cause}{importing}"
 
 
 def _located_twice(duplicate: Duplicate) -> str:
@@ -460,10 +468,6 @@ def _located_twice(duplicate: Duplicate) -> str:
 def _place(path: str, line: int | None) -> str:
     """A place as terminals and editors recognise it."""
     return path if line is None else f"{path}:{line}"
-
-
-def _cause(problem: ImportProblem) -> str:
-    return f"{problem.exception}: {problem.message}" if problem.exception else problem.message
 
 
 def _short(content_id: str) -> str:

@@ -17,12 +17,16 @@ count from 1 and are null where none is known. The document:
     seconds         how long it all took
     files           [{path, dag_ids, imports, seconds}]  every file that was imported, broken ones with no dag_ids
                     imports: the project's own files that were loaded for it
-    errors          [{path, line, dag_file, kind, exception, message, traceback}]  what must be mended before a deploy
-                    path and line: where in the project it happened; dag_file: the file that was being imported;
-                    kind: syntax, import, cycle, timeout, crash; traceback: its lines from the project's own on
+    errors          [{path, line, dag_file, kind, exception, message, traceback, advice}]  what must be mended before a
+                    deploy; path and line: where in the project it happened; dag_file: the file that was being imported;
+                    kind: syntax, import, cycle, timeout, crash, or moved: a name that moved between Airflow's series,
+                    also one that the import would have failed for next; traceback: its lines from the project's own on;
+                    advice: what to write instead, or empty
     needs_database  [same as errors]  a Variable, a Connection or a table was asked for while importing, which only
                     the deployment's own database can answer (a request has it, but cannot set a Variable)
     duplicates      [{dag_id, places: [{path, line}]}]  one id, several DAGs: Airflow would show one of them, at random
+    moved           [{path, line, name, gone, advice}]  lines that use what is deprecated in this Airflow, or what a
+                    task will ask for in vain (gone): `import_moves`
     skipped         [path]  Python files that lack the words "airflow" and "dag" (Airflow's safe mode)
 
 What `.airflowignore` names is left out, as Airflow does it. Each file is imported in a process of its own, as in the
@@ -53,6 +57,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from airflow_deployer_pod.content_store import CONTENT_FOLDER, IMAGE_FOLDER
+from airflow_deployer_pod.import_advice import advise
 from airflow_deployer_pod.import_root import use_version
 from airflow_deployer_pod.parsing import Parsing, load
 
@@ -89,6 +94,7 @@ class Finding(TypedDict):
     exception: str
     message: str
     traceback: list[str]
+    advice: str
 
 
 class FileResult(TypedDict):
@@ -180,6 +186,7 @@ def describe(text: str, dag_file: Path, root: Path) -> Finding:
         # The folder differs from check to check, and is of no interest.
         "message": raised.message.partition("\n")[0].replace(f"{root}/", "")[:_MESSAGE_LENGTH],
         "traceback": [line.replace(f"{root}/", "") for line in _project_traceback(text, root)],
+        "advice": "",
     }
 
 
@@ -544,6 +551,8 @@ def check(request: Request, parsing: Parsing, result_descriptor: int, *, over_so
     dag_ids = {file: list(results[file]["dag_ids"]) for file in files}
     for dag_id, path in request.known.items():
         dag_ids.setdefault(root / path, []).append(dag_id)
+    imports = {str(_relative(str(file), root)): results[file]["imports"] for file in files}
+    advice = advise(root, imports, errors, parsing.series)
     return {
         "airflow": airflow.__version__,
         "seconds": round(time.monotonic() - begin, 3),
@@ -556,9 +565,10 @@ def check(request: Request, parsing: Parsing, result_descriptor: int, *, over_so
             }
             for file in files
         ],
-        "errors": errors,
+        "errors": advice.errors,
         "needs_database": unanswered,
         "duplicates": find_duplicates(dag_ids, root),
+        "moved": advice.moved,
         "skipped": [_relative(str(file), root) for file in skipped],
     }
 

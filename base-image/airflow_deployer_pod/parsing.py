@@ -20,6 +20,7 @@ from airflow_deployer_pod.profile import PROFILE_FILE
 class Parsing:
     """Names, `module:attribute`, and settings of one series of Airflow; an empty name is of something it lacks."""
 
+    series: str
     source: str
     dag_bag: str
     dag: str
@@ -34,7 +35,8 @@ class Parsing:
     @classmethod
     def read(cls, path: Path = PROFILE_FILE) -> Parsing:
         """Read what the build wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8"))["parsing"])
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return cls(series=document["series"], **document["parsing"])
 
 
 def load(name: str) -> Any:

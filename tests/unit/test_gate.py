@@ -80,6 +80,51 @@ def test_what_only_the_database_knows_is_a_warning() -> None:
     ]
 
 
+MOVED: dict[str, Any] = {
+    "path": "dags/orders.py",
+    "line": 2,
+    "name": "airflow.operators.bash.BashOperator",
+    "gone": False,
+    "advice": "from x import BashOperator",
+}
+
+
+def test_what_moved_in_airflow_is_told_with_its_replacement() -> None:
+    broken = PROBLEM | {"path": "dags/orders.py", "kind": "moved", "advice": "from x import Y"}
+    following = broken | {"line": 4, "exception": "", "message": "z is not in this Airflow", "advice": ""}
+    with pytest.raises(GateError) as caught:
+        report(errors=[broken, following], moved=[MOVED]).raise_for_errors()
+    assert caught.value.message.splitlines() == [
+        "Nothing was deployed, the DAGs have 2 errors:",
+        "dags/orders.py, line 3: ModuleNotFoundError: No module named 'pandas'; instead: from x import Y",
+        "dags/orders.py, line 4: z is not in this Airflow",
+        "Besides:",
+        "airflow.operators.bash.BashOperator is deprecated; instead: from x import BashOperator "
+        "(dags/orders.py, line 2)",
+    ]
+    assert "another Airflow than 3.3.2" in caught.value.hint
+
+
+def test_who_moves_a_project_gets_the_whole_list() -> None:
+    with pytest.raises(GateError) as caught:
+        report(errors=[PROBLEM | {"kind": "moved"}] * 150).raise_for_errors()
+    assert len(caught.value.message.splitlines()) == 151
+
+
+def test_warnings_of_what_moved_are_one_line_for_a_name_and_few() -> None:
+    many = [MOVED | {"line": line} for line in range(1, 50)]
+    later = MOVED | {"name": "{{ next_ds }}", "gone": True, "advice": "{{ data_interval_end | ds }}"}
+    assert report(moved=[*many, later]).warnings == [
+        "{{ next_ds }} is not in Airflow 3.3.2, a task will fail; instead: {{ data_interval_end | ds }} "
+        "(dags/orders.py, line 2)",
+        "airflow.operators.bash.BashOperator is deprecated; instead: from x import BashOperator "
+        "(dags/orders.py, line 1; dags/orders.py, line 2; dags/orders.py, line 3 and 46 more)",
+    ]
+    several = [MOVED | {"name": f"airflow.x{number}"} for number in range(60)]
+    warnings = report(moved=several).warnings
+    assert (len(warnings), warnings[-1]) == (11, "... and 50 more of what moved in Airflow")
+
+
 def test_a_project_without_a_dag_is_a_warning() -> None:
     found = report(files=[], skipped=["dags/notes.py"])
     assert found.warnings == ["No DAG was found; skipped for lack of the words airflow and dag: dags/notes.py"]

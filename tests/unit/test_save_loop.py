@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from airflow_deployer.config import Settings
 from airflow_deployer.content import ProjectContent, read_project
 from airflow_deployer.content_sync import Live, State
 from airflow_deployer.errors import ClusterError, ConfigurationError, SyncError
-from airflow_deployer.gate import Duplicate, GateReport, ImportedFile, ImportProblem, Place
+from airflow_deployer.gate import Duplicate, GateReport, ImportedFile, ImportProblem, Moved, Place
 from airflow_deployer.reports import ImportErrorReport
 from airflow_deployer.save_loop import SaveLoop, changed_paths
 
@@ -32,6 +33,7 @@ class Pod:
         self.deployed = live
         self.errors: tuple[ImportProblem, ...] = ()
         self.duplicates: tuple[Duplicate, ...] = ()
+        self.moved: tuple[Moved, ...] = ()
         self.import_errors: tuple[ImportErrorReport, ...] = ()
         self.failures: list[Exception] = []
         self.away = ""
@@ -72,7 +74,7 @@ class PodChannel:
         self._check("check")
         await self._hang("check")
         files = (ImportedFile("dags/a.py", ("a",), 0.1),)
-        return GateReport("3.3.2", 0.1, files, self._pod.errors, (), self._pod.duplicates, ())
+        return GateReport("3.3.2", 0.1, files, self._pod.errors, (), self._pod.duplicates, (), self._pod.moved)
 
     async def switch(self, content: ProjectContent) -> Live:
         self._check("switch")
@@ -241,6 +243,24 @@ def test_what_does_not_import_is_told_with_its_place_and_the_last_good_content_s
             dev.save("dags/a.py", "import airflow  # mended")
             await dev.seen.until("live")
             assert dev.seen.last("live")[0].endswith("dags/a.py (1 DAG file parsed); the errors are gone")
+
+    run(scenario())
+
+
+def test_what_moved_in_airflow_is_told_once_for_each_file(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with following(tmp_path) as dev:
+            old = Moved("dags/a.py", 1, "airflow.operators.bash.BashOperator", False, "another import")
+            dev.pod.moved = (old,)
+            dev.save("dags/a.py", "one")
+            await dev.seen.until("live", 1)
+            assert dev.seen.last("live")[1] == (
+                "airflow.operators.bash.BashOperator is deprecated; instead: another import (dags/a.py, line 1)",
+            )
+            dev.pod.moved = (dataclasses.replace(old, line=2),)
+            dev.save("dags/a.py", "two")
+            await dev.seen.until("live", 2)
+            assert dev.seen.last("live")[1] == ()
 
     run(scenario())
 

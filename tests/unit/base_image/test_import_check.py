@@ -92,6 +92,7 @@ def test_an_error_becomes_a_finding(
         "kind": kind,
         "exception": exception,
         "message": message,
+        "advice": "",
     }
 
 
