@@ -58,11 +58,13 @@ The same holds in the other direction, for a DAG that was written for a newer Ai
 ## One file for several series
 
 Most names of 2.11 still work in 3.3, deprecated or not, so that a project can change its imports after the move.
-Between 1.10 and 3.3 hardly any operator keeps its place; where one file has to serve both, it asks:
+Between 1.10 and 3.3 hardly any operator keeps its place, and the schedule has another name; `from airflow import DAG`
+works everywhere. A file that has to serve all of them asks, as `dags/dummy.py` does:
 
 ```python
 from datetime import datetime
 
+import airflow
 from airflow import DAG
 
 try:
@@ -73,20 +75,14 @@ except ImportError:
     except ImportError:
         from airflow.operators.dummy_operator import DummyOperator as EmptyOperator
 
-with DAG(dag_id="dummy", start_date=datetime(2026, 1, 1), catchup=False) as dag:
+schedule = "schedule_interval" if airflow.__version__.startswith("1.") else "schedule"
+
+with DAG(dag_id="dummy", start_date=datetime(2026, 1, 1), tags=["example"], **{{schedule: None}}) as dag:
     EmptyOperator(task_id="first") >> EmptyOperator(task_id="second")
 ```
 
-`from airflow import DAG` works everywhere. `schedule=` is unknown to 1.10 and `schedule_interval=` to 3.x: a file for
-all of them passes neither and gets the default of its series (daily up to 2.x, none in 3.x), or chooses:
-
-```python
-import airflow
-
-every_day = "schedule_interval" if airflow.__version__.startswith("1.") else "schedule"
-with DAG(dag_id="daily", start_date=datetime(2026, 1, 1), catchup=False, **{{every_day: "@daily"}}) as dag:
-    ...
-```
+1.10 and 2.x insist on a `start_date`, and 1.10 finds a DAG only in a variable (`as dag`). What 1.10 has nothing for
+cannot be shared with it: the TaskFlow API (`@dag`, `@task`), mapped tasks, task groups, datasets.
 
 Operators of the standard provider can be had in 2.11 too, with `apache-airflow-providers-standard` in
 `requirements.txt`; the same imports then work in 2.11 and 3.x without a warning.

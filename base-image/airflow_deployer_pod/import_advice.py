@@ -93,13 +93,17 @@ def advise(root: Path, imports: Mapping[str, Sequence[str]], errors: Sequence[Fi
 
 def _cause(error: Finding, uses: Iterable[Use]) -> Use | None:
     """The use that an error is about: the one in its line, or whose argument its message names."""
-    gone = [use for use in uses if use.move.gone and error["kind"] == "import"]
-    for use in gone:
-        if use.line == error["line"]:
+    if error["kind"] != "import":
+        return None
+    uses = list(uses)
+    # What is deprecated may lead to a package that is not installed.
+    importing = error["exception"] in ("ImportError", "ModuleNotFoundError")
+    for use in uses:
+        if use.line == error["line"] and (use.move.gone or importing):
             return use
-    for use in gone:
+    for use in uses:
         argument = re.search(r"\((\w+)=\)$", use.move.name)
-        if argument and re.search(rf"\b{argument[1]}\b", error["message"]):
+        if use.move.gone and argument and re.search(rf"\b{argument[1]}\b", error["message"]):
             return use
     return None
 

@@ -10,6 +10,7 @@ import pytest
 from airflow_deployer_pod.import_moves import SERIES, THINGS
 
 from airflow_deployer.airflow_profiles import PROFILES, Profile
+from airflow_deployer.base_context import find_lock
 from airflow_deployer.config import Airflow, Images, Settings
 from airflow_deployer.content import read_project
 from airflow_deployer.images import Engine, ensure_base_image, plan_images
@@ -30,7 +31,11 @@ def base_image(engine: Engine, version: str, project: Path) -> str:
     mirrored = Registry("localhost:5000").manifest_digest("library/python", "3.13-slim-trixie")
     settings = Settings(airflow=Airflow(version=version), images=Images(mirror="localhost:5000" if mirrored else None))
     plan = plan_images(
-        settings, read_project(project, settings.project), choose_registry(settings.images, None), engine.platform
+        settings,
+        read_project(project, settings.project),
+        find_lock(project, settings),
+        choose_registry(settings.images, None),
+        engine.platform,
     )
     return str(ensure_base_image(engine, Registry(plan.address.push), plan, Silent()))
 
