@@ -15,7 +15,7 @@ from airflow_deployer import airflow_profiles
 def test_the_pod_reads_what_the_table_says(tmp_path: Path, profile: airflow_profiles.Profile) -> None:
     file = tmp_path / "profile.json"
     file.write_text(profile.pod_document(), encoding="utf-8")
-    assert dataclasses.asdict(Parsing.read(file)) == dataclasses.asdict(profile.parsing)
+    assert dataclasses.asdict(Parsing.read(file)) == {"series": profile.series, **dataclasses.asdict(profile.parsing)}
 
 
 def test_a_name_may_lead_to_a_method() -> None:
