@@ -207,7 +207,13 @@ def global_options(
 
 
 @app.command(
-    epilog=_examples("deployer up", "deployer up --context kind-dev -n team-a", "deployer up --no-port-forward -o json")
+    epilog=_examples(
+        "deployer up",
+        "deployer up --context kind-dev -n team-a",
+        "deployer up --no-port-forward -o json",
+        "deployer up --upgrade",
+        "DEPLOYER_AIRFLOW_VERSION=2.11.2 deployer up --restore airflow-2.11.2.backup",
+    )
 )
 def up(
     ctx: typer.Context,
@@ -227,6 +233,13 @@ def up(
     now: Annotated[
         bool, typer.Option("--now", help="Do not wait for running tasks where the pod is replaced; they start over.")
     ] = False,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Let a newer Airflow migrate the database, after a backup of it.")
+    ] = False,
+    restore: Annotated[
+        Path | None,
+        typer.Option(help="Put the database of this backup in place of the deployment's.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Build, push and deploy the project in this folder, and wait until Airflow serves it.
 
@@ -248,6 +261,8 @@ def up(
             force_conflicts=force_conflicts,
             replace=replace,
             now=now,
+            upgrade=upgrade,
+            restore=restore,
         ),
     )
     options.console.result(report.document(), report.lines())

@@ -10,7 +10,7 @@ import base64
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,10 +56,14 @@ from airflow_deployer.registry import (
 )
 from airflow_deployer.reports import SyncReport, UpReport
 from airflow_deployer.running_airflow import RunningTask, asked, running_profile
+from airflow_deployer.upgrades import Upgrade
 
 if TYPE_CHECKING:
     from airflow_deployer.content_sync import Live
     from airflow_deployer.hot_deploy import HotDeploy
+
+
+_MIGRATION_SECONDS = 1800.0
 
 
 @dataclass
@@ -111,6 +115,8 @@ class UpOptions:
         force_conflicts: take over fields that another manager has changed.
         replace: replace the pod even where only DAG content has changed.
         now: do not wait for running tasks where the pod is replaced.
+        upgrade: the database may be migrated to a newer Airflow.
+        restore: a backup whose database takes the place of the deployment's.
     """
 
     forward: bool = True
@@ -118,6 +124,8 @@ class UpOptions:
     force_conflicts: bool = False
     replace: bool = False
     now: bool = False
+    upgrade: bool = False
+    restore: Path | None = None
 
 
 def up(project: Path, settings: Settings, progress: Progress, options: UpOptions) -> UpReport:
@@ -134,6 +142,7 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
         session = connect(settings)
         engine = images.Engine()
         found = _preflight(session, engine, check_port=options.check_port)
+        upgrade = _allowed_upgrade(session, found, options)
         plan, present = _plan(session, content, lock, found)
         step.done(
             f"context {session.context.name}, namespace {session.names.namespace}, registry {found.registry.push}"
@@ -154,17 +163,20 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
             if pod is not None and hot is not None and not _is_deployed(published.image, found, hot):
                 with watch.lap("content"):
                     switched = _switch(session, hot, published.image, pod, progress)
+        rolled = "kept"
+        interrupted: tuple[RunningTask, ...] = ()
+        with _moved(session, upgrade, found, bodies[-1], secret, watch, progress, options):
             with watch.lap("objects"):
                 changes |= _apply_stateful_set(session, bodies[-1], progress, options)
-            rolled = "kept"
-            interrupted: tuple[RunningTask, ...] = ()
             if pod is None:
                 with watch.lap("pod"):
-                    pod, rolled, interrupted = _roll_out(session, changes, secret, progress, options)
-        with watch.lap("verify"):
-            url = _ensure_forward(session) if options.forward else None
-            expected = published.expected if rolled != "kept" else None
-            verified = _verify(session, url, secret, pod, expected, progress)
+                    pod, rolled, interrupted = _roll_out(session, changes, secret, upgrade, progress, options)
+            with watch.lap("verify"):
+                url = _ensure_forward(session) if options.forward else None
+                expected = published.expected if rolled != "kept" else None
+                verified = _verify(session, url, secret, pod, expected, progress)
+        if found.data_version not in (None, settings.airflow.version):
+            _record_version(session, found, progress, options)
     return UpReport(
         context=session.context.name,
         namespace=session.names.namespace,
@@ -182,6 +194,86 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
         steps=watch.seconds,
         url=url,
     )
+
+
+def _allowed_upgrade(session: Session, found: _Found, options: UpOptions) -> Upgrade | None:
+    """What moving the database to the wanted Airflow means; None where it stays, or is replaced by a backup.
+
+    Raises:
+        UpgradeError: it would be moved, and nobody asked for that; or it cannot be.
+        BackupError: the backup does not fit.
+    """
+    wanted = session.settings.airflow.version
+    if options.restore is not None:
+        from airflow_deployer import backup_file, restore
+
+        with backup_file.opened(options.restore) as made:
+            restore.require_known_schema(made.manifest, wanted, None)
+    upgrade = upgrades.plan(found.data_version, wanted, found.pod, restoring=options.restore is not None)
+    if upgrade is not None and not options.upgrade:
+        drain = str(session.settings.timeouts.drain)
+        raise upgrades.announcement(upgrade, drain=drain, backup=upgrades.backup_name(session.names, upgrade))
+    if upgrade is not None and found.pod is None:
+        raise upgrades.nothing_to_back_up(upgrade)
+    return upgrade
+
+
+@contextmanager
+def _moved(
+    session: Session,
+    upgrade: Upgrade | None,
+    found: _Found,
+    stateful_set: Object,
+    secret: dict[str, str],
+    watch: _Stopwatch,
+    progress: Progress,
+    options: UpOptions,
+) -> Iterator[None]:
+    """Around the rollout of another Airflow: the database is backed up before, and whole afterwards.
+
+    Raises:
+        UpgradeError: a step after the backup failed; with the way back.
+    """
+    if upgrade is None or found.pod is None:
+        yield
+        return
+    from airflow_deployer import upgrading
+
+    if upgrade.begun:
+        progress.info(f"going on with the upgrade, {upgrade}, whose backup was made before it was interrupted")
+        with upgrades.with_way_back(upgrade, None):
+            yield
+        return
+    file = upgrades.backup_name(session.names, upgrade)
+    profile = running_profile(session, found.pod)
+    with ExitStack() as stack:
+        with watch.lap("backup"):
+            with progress.step("Pull") as step:
+                _pull_ahead(session, stateful_set, found.pod, step, progress)
+            before = stack.enter_context(
+                upgrading.stopped_and_backed_up(
+                    session, file, lambda: asked(session, profile, secret), progress, now=options.now
+                )
+            )
+        with upgrades.with_way_back(upgrade, file):
+            yield
+            with progress.step("History") as step:
+                after = upgrading.count(session)
+                upgrading.compare(before, after)
+                step.done(f"{after}; before the upgrade {before}")
+
+
+def _record_version(session: Session, found: _Found, progress: Progress, options: UpOptions) -> None:
+    """Note on the volume claim whose its database is now."""
+    claim = manifests.make_claim(
+        session.names,
+        session.settings,
+        postgres_image=database_image.choose(session.settings, found.claim, found.live),
+        airflow_version=session.settings.airflow.version,
+    )
+    with progress.step("Version") as step:
+        _ensure(session, claim, step, options)
+        step.done(f"the database is that of Airflow {session.settings.airflow.version}")
 
 
 def complain_of_import_errors(report: UpReport | SyncReport) -> None:
@@ -297,6 +389,7 @@ def _hot_deploy(
     if (
         pod is None
         or options.replace
+        or options.restore is not None
         or annotations.get(manifests.RUNTIME_ID) != plan.runtime_id
         or not diagnosis.diagnose(pod).ready
     ):
@@ -415,7 +508,7 @@ def _told(changes: dict[str, str]) -> str:
 def _pod_that_takes_content(session: Session, stateful_set: Object, found: _Found, options: UpOptions) -> Object | None:
     """The ready pod, if the StatefulSet will describe it but for the DAG content; None: it has to be replaced."""
     cluster, names = session.cluster, session.names
-    if options.replace or found.live is None or found.pod is None:
+    if options.replace or options.restore is not None or found.live is None or found.pod is None:
         return None
     pod = cluster.get(POD, names.namespace, names.pod)
     if pod is None or not diagnosis.diagnose(pod).ready:
@@ -477,7 +570,12 @@ def _objects(session: Session, image: Image, found: _Found) -> list[Object]:
 
 
 def _roll_out(
-    session: Session, changes: dict[str, str], secret: dict[str, str], progress: Progress, options: UpOptions
+    session: Session,
+    changes: dict[str, str],
+    secret: dict[str, str],
+    upgrade: Upgrade | None,
+    progress: Progress,
+    options: UpOptions,
 ) -> tuple[Object, str, tuple[RunningTask, ...]]:
     """Have a ready pod of the newest revision.
 
@@ -502,13 +600,26 @@ def _roll_out(
             outcome = "replaced"
         else:
             outcome = "kept"
-        pod = rollout.wait_ready(cluster, names, revision=revision, timeout=timeouts.ready, step=step)
+        if options.restore is not None:
+            _restore(session, options.restore, step, progress)
+        # A large history takes its time to migrate; the supervisor has a deadline of its own for that.
+        timeout = max(float(timeouts.ready), _MIGRATION_SECONDS if upgrade else 0.0)
+        pod = rollout.wait_ready(cluster, names, revision=revision, timeout=timeout, step=step)
         step.done(f"{names.pod} {outcome}" if outcome != "kept" else f"{names.pod} is ready")
     if interrupted:
         progress.warning(
             f"{len(interrupted)} running task(s) were cut off and start over: {', '.join(map(str, interrupted))}"
         )
     return pod, outcome, interrupted
+
+
+def _restore(session: Session, file: Path, step: Step, progress: Progress) -> None:
+    """Replace the database by that of a backup, in the new pod, whose Airflow may not even start with the old one."""
+    from airflow_deployer import backup_file, restore, upgrading
+
+    upgrading.wait_for_postgres(session, step)
+    with backup_file.opened(file) as made:
+        restore.replace(session, made, progress, now=True)
 
 
 def _pull_ahead(session: Session, stateful_set: Object, pod: Object, step: Step, progress: Progress) -> None:

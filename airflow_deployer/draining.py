@@ -29,7 +29,7 @@ _SECOND_SIGNAL = ("bash", "-c", "kill -TERM 1")
 
 
 @dataclass
-class _Observed:
+class Observed:
     """The running tasks as they were last seen."""
 
     tasks: tuple[RunningTask, ...] = ()
@@ -59,9 +59,9 @@ def stop_pod(
         RolloutError: it does not stop.
     """
     uid = pod["metadata"]["uid"]
-    with _observed(ask, step, now=now) as observed:
+    with watched(ask, step, now=now) as observed:
         if observed.tasks:
-            progress.info(_told(observed.tasks, now=now))
+            progress.info(told(observed.tasks, now=now))
         cluster.delete(POD, names.namespace, names.pod, uid=uid)
         if now:
             with contextlib.suppress(Exception):  # the wait is then as long as without it
@@ -73,9 +73,9 @@ def stop_pod(
 
 
 @contextlib.contextmanager
-def _observed(ask: Ask, step: Step, *, now: bool) -> Iterator[_Observed]:
+def watched(ask: Ask, step: Step, *, now: bool) -> Iterator[Observed]:
     """Look at the running tasks in the background for the time of the block, as long as Airflow answers."""
-    observed = _Observed()
+    observed = Observed()
 
     def look() -> None:
         try:
@@ -84,7 +84,7 @@ def _observed(ask: Ask, step: Step, *, now: bool) -> Iterator[_Observed]:
                 ready.set()
                 while not observed.ended.wait(_POLL_SECONDS):
                     observed.tasks = airflow.running_tasks()
-                    step.update(_told(observed.tasks, now=now))
+                    step.update(told(observed.tasks, now=now))
         except DeployerError:
             # It has stopped: what was seen last is what was still running.
             return
@@ -95,7 +95,7 @@ def _observed(ask: Ask, step: Step, *, now: bool) -> Iterator[_Observed]:
     thread = threading.Thread(target=look, name="running tasks", daemon=True)
     thread.start()
     ready.wait(timeout=10.0)
-    step.update(_told(observed.tasks, now=now))
+    step.update(told(observed.tasks, now=now))
     try:
         yield observed
     finally:
@@ -103,7 +103,8 @@ def _observed(ask: Ask, step: Step, *, now: bool) -> Iterator[_Observed]:
         thread.join(timeout=5.0)
 
 
-def _told(tasks: tuple[RunningTask, ...], *, now: bool) -> str:
+def told(tasks: tuple[RunningTask, ...], *, now: bool) -> str:
+    """Say which tasks are waited for, or ended."""
     if not tasks:
         return "stopping the pod"
     more = f" and {len(tasks) - _SHOWN} more" if len(tasks) > _SHOWN else ""

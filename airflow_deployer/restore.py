@@ -143,7 +143,7 @@ class _Restore:
                 hint=f'a deployment with images.postgres = "postgres:{self.manifest.postgres_major}" or later can: '
                 "where the database that is there is of no more use, deployer down --purge and deployer up make one",
             )
-        _require_known_schema(self.manifest, deployed, await self.postgres.known_schema(_SCHEMA_FILE))
+        require_known_schema(self.manifest, deployed, await self.postgres.known_schema(_SCHEMA_FILE))
         for name in await _databases(server, LOADED):
             self.progress.info(f"Dropping {name}, which an interrupted restore has left.")
             await _drop(server, name)
@@ -324,7 +324,7 @@ class _Restore:
             ) from error
 
 
-def _require_known_schema(manifest: Manifest, deployed: str, known: dict[str, Any] | None) -> None:
+def require_known_schema(manifest: Manifest, deployed: str, known: dict[str, Any] | None) -> None:
     """Refuse a backup that the deployed Airflow cannot migrate.
 
     Args:

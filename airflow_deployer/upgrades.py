@@ -6,6 +6,8 @@ claim remembers which version the database belongs to.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -100,16 +102,36 @@ def announcement(upgrade: Upgrade, *, drain: str, backup: Path) -> DeployerError
     )
 
 
-def way_back(upgrade: Upgrade, error: DeployerError, backup: Path) -> DeployerError:
-    """The error of a step after the backup, with the way back to the version and the database of before."""
+@contextmanager
+def with_way_back(upgrade: Upgrade, backup: Path | None) -> Iterator[None]:
+    """Tell an error of the block, which comes after the backup, with the way back to what was there before.
+
+    Args:
+        backup: None where an earlier run made it.
+
+    Raises:
+        UpgradeError: a step failed.
+    """
+    try:
+        yield
+    except DeployerError as error:
+        where = backup or f"the backup of Airflow {upgrade.found} that the first try has left in this folder"
+        raise UpgradeError(
+            f"The upgrade, {upgrade}, failed: {error.message}",
+            details=[
+                *error.details,
+                f"The database of before is in {where}. The way back, image and database:",
+                f"  DEPLOYER_AIRFLOW_VERSION={upgrade.found} deployer up --restore {backup or 'FILE'}",
+            ],
+            hint=f"mend the cause and run deployer up --upgrade again, or go back ({error.hint or 'deployer status'})",
+        ) from error
+
+
+def nothing_to_back_up(upgrade: Upgrade) -> UpgradeError:
+    """What is said where there is a volume but no pod whose Postgres could dump the database."""
     return UpgradeError(
-        f"The upgrade of {upgrade} failed: {error.message}",
-        details=[
-            *error.details,
-            f"The database of before is in {backup}. The way back, image and database:",
-            f"  DEPLOYER_AIRFLOW_VERSION={upgrade.found} deployer up --restore {backup}",
-        ],
-        hint=f"mend the cause and run deployer up --upgrade again, or go back ({error.hint or 'deployer status'})",
+        f"The database cannot be backed up before the upgrade, {upgrade}: nothing runs. Nothing was changed.",
+        hint=f"start what was there: DEPLOYER_AIRFLOW_VERSION={upgrade.found} deployer up; then deployer up --upgrade",
     )
 
 

@@ -15,7 +15,7 @@ from airflow_deployer.upgrades import (
     backup_name,
     data_version,
     plan,
-    way_back,
+    with_way_back,
 )
 
 UPGRADE = Upgrade("2.11.2", "3.3.2", begun=False)
@@ -85,10 +85,10 @@ def test_what_will_happen_is_told_with_the_command() -> None:
 
 
 def test_a_failure_comes_with_the_way_back() -> None:
-    error = way_back(UPGRADE, AirflowError("it is sick.", details=["why"]), Path("b.backup"))
-    assert "it is sick" in error.message
-    assert error.details[0] == "why"
-    assert error.details[-1].strip() == "DEPLOYER_AIRFLOW_VERSION=2.11.2 deployer up --restore b.backup"
+    with pytest.raises(UpgradeError, match="it is sick") as caught, with_way_back(UPGRADE, Path("b.backup")):
+        raise AirflowError("it is sick.", details=["why"])
+    assert caught.value.details[0] == "why"
+    assert caught.value.details[-1].strip() == "DEPLOYER_AIRFLOW_VERSION=2.11.2 deployer up --restore b.backup"
 
 
 def test_backups_have_names_of_their_own() -> None:
