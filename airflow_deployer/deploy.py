@@ -618,6 +618,7 @@ def _restore(session: Session, file: Path, step: Step, progress: Progress) -> No
     from airflow_deployer import backup_file, restore, upgrading
 
     upgrading.wait_for_postgres(session, step)
+    step.update("replacing the database")
     with backup_file.opened(file) as made:
         restore.replace(session, made, progress, now=True)
 
