@@ -201,8 +201,9 @@ _TUNING = {
 }
 
 # A connection on which nothing is asked yet holds a thread of gunicorn, for 5 s or, in old releases, until it ends: a
-# browser and the forward open such connections ahead. Threads are started when they are needed.
-_WEB_THREADS = "32"
+# browser and the forward open such connections ahead. Threads are started when they are needed. Connections are kept
+# for longer than the forward keeps one (`port_streams.FRESH_FOR`; 2 s by default): to find one closed costs a second.
+_GUNICORN = ("--threads=32", "--keep-alive=35", "--worker-tmp-dir=/dev/shm")
 
 _SQL_ALCHEMY_CONN_CMD = f"cat {SECRETS}/{credentials.SQL_ALCHEMY_CONN}"
 
@@ -348,8 +349,7 @@ AIRFLOW_2 = Profile(
         "webserver",
         (
             *("--bind", f":{API_PORT}", "--name", "airflow-webserver", "--timeout", "120"),
-            *("--workers", "1", "--worker-class", "gthread", "--threads", _WEB_THREADS),
-            *("--worker-tmp-dir", "/dev/shm"),  # noqa: S108 - where a heartbeat never waits for a disk
+            *("--workers", "1", "--worker-class", "gthread", *_GUNICORN),
             *("--config", "python:airflow.www.gunicorn_config", "airflow.www.app:cached_app()"),
         ),
         module="gunicorn.app.wsgiapp",
@@ -480,7 +480,7 @@ AIRFLOW_1 = Profile(
         "AIRFLOW__WEBSERVER__WORKERS": "1",
         # One worker of the default class serves one connection at a time: an idle one would block all others.
         "AIRFLOW__WEBSERVER__WORKER_CLASS": "gthread",
-        "GUNICORN_CMD_ARGS": f"--threads={_WEB_THREADS} --worker-tmp-dir=/dev/shm",
+        "GUNICORN_CMD_ARGS": " ".join(_GUNICORN),
         # 30 s by default, for DAG files that change: a new worker each time, which imports all of Airflow.
         "AIRFLOW__WEBSERVER__WORKER_REFRESH_INTERVAL": "0",
         "AIRFLOW__CORE__SQL_ALCHEMY_CONN_CMD": _SQL_ALCHEMY_CONN_CMD,

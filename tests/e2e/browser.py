@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support import expected_conditions
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.e2e.conftest import ARTIFACTS
 
 
 @contextmanager
@@ -38,6 +43,29 @@ def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
         yield driver
     finally:
         driver.quit()
+
+
+def log_in(browser: webdriver.Chrome, url: str, password: str) -> None:
+    """Open a page of Airflow's, fill in the login form that comes instead, and wait until it is gone."""
+    wait = WebDriverWait(browser, 60)
+    browser.get(url)
+    name = wait.until(expected_conditions.element_to_be_clickable((By.NAME, "username")))
+    name.send_keys("admin")
+    browser.find_element(By.NAME, "password").send_keys(password)
+    browser.find_element(By.CSS_SELECTOR, "button[type=submit], input[type=submit]").click()
+    wait.until(expected_conditions.staleness_of(name))
+
+
+def open_dag(browser: webdriver.Chrome, dag_id: str, screenshots: str) -> None:
+    """Go from the list of DAGs to the page of one; keep what both look like as `<screenshots>-dags.png`, `-dag.png`."""
+    wait = WebDriverWait(browser, 60)
+    wait.until(expected_conditions.visibility_of_element_located((By.LINK_TEXT, dag_id)))
+    ARTIFACTS.mkdir(exist_ok=True)
+    assert browser.save_screenshot(str(ARTIFACTS / f"{screenshots}-dags.png"))
+    browser.find_element(By.LINK_TEXT, dag_id).click()
+    wait.until(expected_conditions.url_matches(rf"/dags/{dag_id}\b|[?&]dag_id={dag_id}\b"))
+    wait.until(expected_conditions.visibility_of_element_located((By.XPATH, f"//*[contains(text(), '{dag_id}')]")))
+    assert browser.save_screenshot(str(ARTIFACTS / f"{screenshots}-dag.png"))
 
 
 def _ensure_installed() -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from airflow_deployer.running_airflow import VERSION_LABEL
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts"
+
+_FAILED = pytest.StashKey[bool]()
 
 DUMMY_DAG = (ROOT / "dags" / "dummy.py").read_text(encoding="utf-8")
 
@@ -186,40 +189,57 @@ def cluster() -> Cluster:
     return Cluster(kube_context.resolve(context))
 
 
-@pytest.fixture
-def project(
-    cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Project]:
-    """A project with the blog's DAG; its namespace is removed afterwards, and on failure all is kept as artifacts."""
+@contextmanager
+def new_project(cluster: Cluster, folder: Path, node: pytest.Item | pytest.Collector) -> Iterator[Project]:
+    """A project with the blog's DAG; its namespace is removed afterwards, and on failure all is kept as artifacts.
+
+    Args:
+        cluster: where it is deployed to.
+        folder: an empty one.
+        node: the test, or the module whose tests share the project.
+    """
     namespace = f"e2e-{secrets.token_hex(4)}"
-    folder = tmp_path / "project"
-    (folder / "dags").mkdir(parents=True)
-    (folder / "dags" / "dummy.py").write_text(DUMMY_DAG, encoding="utf-8")
     port = free_port()
     env = {key: value for key, value in os.environ.items() if not key.startswith("DEPLOYER_")}
     env |= {
         "DEPLOYER_CONTEXT": cluster.context.name,
         "DEPLOYER_NAMESPACE": namespace,
         "DEPLOYER_PORT_FORWARD_PORT": str(port),
-        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "XDG_STATE_HOME": str(folder / "state"),
     }
-    made = Project(folder, cluster, Names("airflow", namespace), port, env)
+    made = Project(folder / "project", cluster, Names("airflow", namespace), port, env)
+    made.write("dags/dummy.py", DUMMY_DAG)
     yield made
-    report = getattr(request.node, "report", None)
-    if report is not None and report.failed:
-        _save(made, request.node.name)
+    if node.stash.get(_FAILED, False):
+        _save(made, node.name)
     made.deployer("port-forward", "--stop")
     if not os.environ.get("E2E_KEEP"):
         cluster.delete(NAMESPACE, None, namespace)
 
 
+@pytest.fixture
+def project(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Project]:
+    """A project of the test's own."""
+    with new_project(cluster, tmp_path, request.node) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_project(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Project]:
+    """A project that a module's tests share, in the order in which they stand there."""
+    with new_project(cluster, tmp_path_factory.mktemp("shared"), request.node) as made:
+        yield made
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Let the fixtures know how the test went."""
+    """Let the fixtures know that a test of theirs has failed."""
     outcome: Any = yield
-    report = outcome.get_result()
-    if report.when == "call" or report.failed:
-        item.report = report  # type: ignore[attr-defined]
+    if outcome.get_result().failed:
+        for node in item.listchain():
+            node.stash[_FAILED] = True
 
 
 def _save(project: Project, test: str) -> None:
