@@ -14,10 +14,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from airflow_deployer import airflow_web
-from airflow_deployer.airflow_api import AirflowApi
-from airflow_deployer.airflow_profiles import AIRFLOW_1, AIRFLOW_3
+from airflow_deployer.airflow_api import AirflowApi, TaskTry
+from airflow_deployer.airflow_profiles import AIRFLOW_1, AIRFLOW_2, AIRFLOW_3
 from airflow_deployer.errors import AirflowError
-from airflow_deployer.running_airflow import Component, Dag, ImportFailure
+from airflow_deployer.running_airflow import Component, Dag, ImportFailure, RunningTask
 
 PASSWORD = "correct horse"
 TOKEN = "eyJ.token"
@@ -49,6 +49,8 @@ class Server(ThreadingHTTPServer):
             for number in range(3)
         ]
         self.requests: list[str] = []
+        self.bodies: list[Any] = []
+        self.authorizations: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -68,9 +70,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.answer()
 
+    def do_PATCH(self) -> None:
+        self.answer()
+
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append(f"{self.command} {self.path}")
+        self.server.bodies.append(json.loads(body) if body else None)
+        self.server.authorizations.append(self.headers.get("Authorization"))
         if self.server.resets:
             self.server.resets -= 1
             self.close_connection = True
@@ -238,3 +245,113 @@ def test_an_unexpected_answer_is_an_error_with_its_reason(
         api.version()
     assert message in str(caught.value)
     assert str(caught.value).startswith("Cannot read Airflow's version: ")
+
+
+# -- Airflow 2: what 2.11.2 answered, cut down to what is read -------------------------------------------------------
+
+HEALTH_2 = {
+    "dag_processor": {"latest_dag_processor_heartbeat": "2026-11-23T16:00:12.806090+00:00", "status": "healthy"},
+    "metadatabase": {"status": "healthy"},
+    "scheduler": {"latest_scheduler_heartbeat": "2026-11-23T16:00:14.315674+00:00", "status": "healthy"},
+    "triggerer": {"latest_triggerer_heartbeat": "2026-11-23T16:00:14.008466+00:00", "status": "healthy"},
+}
+DAG_2 = {
+    "dag_id": "hello",
+    "fileloc": "/home/airflow/dags/hello.py",
+    "file_token": "Ii90bXAvYXBpL2hvbWUyL2RhZ3MvaGVsbG8ucHki.8W96mJ7Lo8vA6GISMn17C4vrnEc",
+    "is_active": True,
+    "is_paused": True,
+    "last_parsed_time": "2026-11-23T15:59:58.402591+00:00",
+}
+IMPORT_ERROR_2 = {
+    "filename": "/home/airflow/dags/broken.py",
+    "import_error_id": 1,
+    "stack_trace": "Traceback (most recent call last):\nModuleNotFoundError: No module named 'nothing_like_it'\n",
+    "timestamp": "2026-11-23T16:03:30.436051+00:00",
+}
+RUN_2 = {"dag_id": "hello", "dag_run_id": "r1", "run_type": "manual", "state": "failed"}
+TASK_2 = {
+    "dag_id": "hello",
+    "dag_run_id": "r1",
+    "duration": 0.953771,
+    "map_index": -1,
+    "state": "failed",
+    "task_id": "bad",
+    "try_number": 2,
+}
+LOG_2 = {
+    "content": "[('vm', \" INFO - ::group::Log message source details\\n*** Found local files:\\n***   * "
+    "/home/airflow/logs/attempt=1.log\\n INFO - ::endgroup::\\n[2026-11-23T16:00:57.140+0000] {taskinstance.py:2885} INFO - Starting\\n"
+    "[2026-11-23T16:00:57.194+0000] {logging_mixin.py:190} WARNING - it's one\\n\")]",
+    "continuation_token": "eyJkb3dubG9hZF9sb2dzIjpmYWxzZX0.l0g",
+}
+FORBIDDEN_2 = {
+    "detail": None,
+    "status": 403,
+    "title": "Forbidden",
+    "type": "https://airflow.apache.org/docs/apache-airflow/2.11.2/stable-rest-api-ref.html#section/Errors/PermissionDenied",
+}
+
+
+@pytest.fixture
+def two(server: Server) -> AirflowApi:
+    api = AirflowApi(server.url, AIRFLOW_2)
+    api.login("admin", PASSWORD)
+    return api
+
+
+def test_airflow_2_is_asked_with_the_password_in_each_request(two: AirflowApi, server: Server) -> None:
+    assert server.requests == []
+    server.answers["/health"] = (200, HEALTH_2)
+    server.answers["/api/v1/version"] = (200, {"git_version": ".release:x", "version": "2.11.2"})
+    server.answers["/api/v1/dags"] = (200, {"dags": [DAG_2], "total_entries": 1})
+    server.answers["/api/v1/importErrors"] = (200, {"import_errors": [IMPORT_ERROR_2], "total_entries": 1})
+    assert [*two.health()] == ["metadatabase", "scheduler", "dag_processor", "triggerer"]
+    assert two.health()["triggerer"] == Component("healthy", "2026-11-23T16:00:14.008466+00:00")
+    assert two.version() == "2.11.2"
+    assert two.dags() == [Dag("hello", True, "2026-11-23T15:59:58.402591+00:00", "hello.py")]
+    assert two.import_errors() == [
+        ImportFailure("broken.py", IMPORT_ERROR_2["stack_trace"], "2026-11-23T16:03:30.436051+00:00")
+    ]
+    assert set(server.authorizations) == {"Basic YWRtaW46Y29ycmVjdCBob3JzZQ=="}
+
+
+def test_runs_and_tasks_of_airflow_2(two: AirflowApi, server: Server) -> None:
+    run = "/api/v1/dags/hello/dagRuns/r1"
+    server.answers["/api/v1/dags/hello"] = (200, DAG_2)
+    server.answers["/api/v1/dags/hello/dagRuns"] = (200, RUN_2)
+    server.answers[run] = (200, RUN_2)
+    server.answers[f"{run}/taskInstances"] = (200, {"task_instances": [TASK_2], "total_entries": 1})
+    server.answers["/api/v1/dags/~/dagRuns/~/taskInstances"] = (200, {"task_instances": [TASK_2], "total_entries": 1})
+    server.answers["/api/v1/dags/hello/clearTaskInstances"] = (200, {"task_instances": []})
+    two.unpause("hello")
+    two.trigger("hello", "r1")
+    assert server.bodies == [{"is_paused": False}, {"dag_run_id": "r1"}]
+    assert two.run_state("hello", "r1") == "failed"
+    assert two.task_tries("hello", "r1") == [TaskTry("bad", -1, "failed", 2, 0.953771)]
+    assert two.running_tasks() == (RunningTask("hello", "r1", "bad", -1),)
+    two.clear_task("hello", "r1", "bad")
+    assert server.bodies[-1] == {
+        "dry_run": False,
+        "dag_run_id": "r1",
+        "task_ids": ["bad"],
+        "only_failed": False,
+        "reset_dag_runs": True,
+    }
+
+
+def test_the_log_of_a_task_of_airflow_2_is_text_and_can_be_gone_on_with(two: AirflowApi, server: Server) -> None:
+    server.answers["/api/v1/dags/hello/dagRuns/r1/taskInstances/bad/logs/2"] = (200, LOG_2)
+    entries, position = two.task_log("hello", "r1", TaskTry("bad", -1, "failed", 2, 1.0), "before")
+    assert [(entry.level, entry.text) for entry in entries[-2:]] == [("info", "Starting"), ("warning", "it's one")]
+    assert position == "eyJkb3dubG9hZF9sb2dzIjpmYWxzZX0.l0g"
+    assert server.requests[-1].endswith("/logs/2?map_index=-1&token=before")
+
+
+def test_airflow_2_takes_a_wrong_password_for_none(two: AirflowApi, server: Server) -> None:
+    server.answers["/api/v1/dags"] = (403, FORBIDDEN_2)
+    with pytest.raises(AirflowError, match=r"Cannot list the DAGs: Airflow does not accept the login \(403\)"):
+        two.dags()
+    server.answers["/api/v1/dags"] = (500, FORBIDDEN_2)
+    with pytest.raises(AirflowError, match=r"Airflow answers 500 to GET .*: Forbidden\."):
+        two.dags()
