@@ -131,17 +131,25 @@ class Project:
 
     def shell(self, script: str) -> str:
         """Run a shell script in the container `airflow`; its output, whatever its exit code."""
-        done = subprocess.run(
+        return self._exec("bash", "-c", script).stdout
+
+    def command(self, *command: str) -> str:
+        """Run a command in the container `airflow`, which must succeed; return its output."""
+        done = self._exec(*command)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def _exec(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [
                 *("kubectl", "--context", self.cluster.context.name, "-n", self.names.namespace),
-                *("exec", self.names.pod, "-c", "airflow", "--", "bash", "-c", script),
+                *("exec", self.names.pod, "-c", "airflow", "--", *command),
             ],
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        return done.stdout
 
     def has(self, what: str) -> bool:
         """Whether the StatefulSet, claim or Secret exists."""

@@ -263,7 +263,7 @@ DAG_2 = {
     "is_paused": True,
     "last_parsed_time": "2026-11-23T15:59:58.402591+00:00",
 }
-IMPORT_ERROR_2 = {
+IMPORT_ERROR_2: dict[str, Any] = {
     "filename": "/home/airflow/dags/broken.py",
     "import_error_id": 1,
     "stack_trace": "Traceback (most recent call last):\nModuleNotFoundError: No module named 'nothing_like_it'\n",
@@ -281,15 +281,14 @@ TASK_2 = {
 }
 LOG_2 = {
     "content": "[('vm', \" INFO - ::group::Log message source details\\n*** Found local files:\\n***   * "
-    "/home/airflow/logs/attempt=1.log\\n INFO - ::endgroup::\\n[2026-11-23T16:00:57.140+0000] {taskinstance.py:2885} INFO - Starting\\n"
-    "[2026-11-23T16:00:57.194+0000] {logging_mixin.py:190} WARNING - it's one\\n\")]",
+    "/home/airflow/logs/attempt=1.log\\n INFO - ::endgroup::\\n[2026-11-23T16:00:57.140+0000] {taskinstance.py:2885} INFO - "
+    "Starting\\n[2026-11-23T16:00:57.194+0000] {logging_mixin.py:190} WARNING - it's one\\n\")]",
     "continuation_token": "eyJkb3dubG9hZF9sb2dzIjpmYWxzZX0.l0g",
 }
 FORBIDDEN_2 = {
     "detail": None,
     "status": 403,
     "title": "Forbidden",
-    "type": "https://airflow.apache.org/docs/apache-airflow/2.11.2/stable-rest-api-ref.html#section/Errors/PermissionDenied",
 }
 
 
