@@ -281,7 +281,8 @@ TASK_2 = {
 }
 LOG_2 = {
     "content": "[('vm', \" INFO - ::group::Log message source details\\n*** Found local files:\\n***   * "
-    "/home/airflow/logs/attempt=1.log\\n INFO - ::endgroup::\\n[2026-11-23T16:00:57.140+0000] {taskinstance.py:2885} INFO - "
+    "/home/airflow/logs/attempt=1.log\\n INFO - ::endgroup::\\n"
+    "[2026-11-23T16:00:57.140+0000] {taskinstance.py:2885} INFO - "
     "Starting\\n[2026-11-23T16:00:57.194+0000] {logging_mixin.py:190} WARNING - it's one\\n\")]",
     "continuation_token": "eyJkb3dubG9hZF9sb2dzIjpmYWxzZX0.l0g",
 }
