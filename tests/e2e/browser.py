@@ -64,7 +64,7 @@ def open_dag(browser: webdriver.Chrome, dag_id: str, screenshots: str) -> None:
     assert browser.save_screenshot(str(ARTIFACTS / f"{screenshots}-dags.png"))
     browser.find_element(By.LINK_TEXT, dag_id).click()
     wait.until(expected_conditions.url_matches(rf"/dags/{dag_id}\b|[?&]dag_id={dag_id}\b"))
-    wait.until(expected_conditions.visibility_of_element_located((By.XPATH, f"//*[contains(text(), '{dag_id}')]")))
+    wait.until(expected_conditions.visibility_of_any_elements_located((By.XPATH, f"//*[contains(text(), '{dag_id}')]")))
     assert browser.save_screenshot(str(ARTIFACTS / f"{screenshots}-dag.png"))
 
 
