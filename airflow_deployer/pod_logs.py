@@ -32,6 +32,13 @@ _COMPONENT = re.compile(r"\[([a-z-]+)\] ?")
 # Airflow's own lines, as structlog writes them: time, level, an event that is padded, its logger and its fields. The
 # supervisor's have no level.
 _AIRFLOW = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d+(?:Z|\+00:00) (?:\[([a-z]+) *\] ?)?")
+# The lines of Airflow 2 and 1.10, of gunicorn and of Alembic, whose loggers have no names here. They are Airflow's own:
+# what a DAG logs goes to a file.
+_OLDER = re.compile(
+    r"(?:\[[\d-]+[T ][\d:.,]+(?:\+\d+)?\] \{[^}]*\} (?P<airflow>[A-Z]+) - "
+    r"|\[[\d-]+ [\d:]+ [+-]\d+\] \[\d+\] \[(?P<gunicorn>[A-Z]+)\] "
+    r"|(?P<alembic>[A-Z]+) +\[alembic[\w.]*\] )(?P<event>.*)"
+)
 _LOGGER = re.compile(r"(?P<event>.*) \[(?P<logger>[A-Za-z_][\w.]*)\](?P<fields>(?: \w+=.*)?)")
 _BANNER = re.compile(r"[\s_/()|\\=]*")
 _POSTGRES = re.compile(r"[\d-]+ [\d:.]+ \S+ \[\d+\] (LOG|WARNING|ERROR|FATAL|PANIC): +")
@@ -98,6 +105,9 @@ class LineParser:
             line = LogLine(component, level, text[match.end() :], is_routine=level == "info")
         elif match := _AIRFLOW.match(text):
             line = _airflow_line(component, match[1] or "", text[match.end() :])
+        elif match := _OLDER.fullmatch(text):
+            level = next(filter(None, match.group("airflow", "gunicorn", "alembic"))).lower()
+            line = _airflow_line(component, level, match["event"])
         else:
             first = self._first.get(
                 component, LogLine(component, "info", "", is_routine=_BANNER.fullmatch(text) is not None)

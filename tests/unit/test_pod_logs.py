@@ -67,6 +67,40 @@ def test_airflow_lines_are_taken_apart() -> None:
     assert [parser.parse(text) for text, _ in AIRFLOW_LINES] == [line for _, line in AIRFLOW_LINES]
 
 
+def routine(component: str, text: str) -> LogLine:
+    return LogLine(component, "info", text, is_routine=True)
+
+
+OLDER_LINES = [
+    (
+        "[migration] INFO  [alembic.runtime.migration] Running upgrade a -> b, merge heads",
+        routine("migration", "Running upgrade a -> b, merge heads"),
+    ),
+    (
+        "[webserver] [2026-11-23 16:26:44 +0000] [37] [INFO] Listening at: http://0.0.0.0:8080 (37)",
+        routine("webserver", "Listening at: http://0.0.0.0:8080 (37)"),
+    ),
+    (
+        "[webserver] [2026-11-23 16:26:12,052] {manager.py:710} WARNING - No user yet created.",
+        LogLine("webserver", "warning", "No user yet created."),
+    ),
+    (
+        "[scheduler] [2026-11-23T16:26:46.653+0000] {scheduler_job_runner.py:959} INFO - Starting the scheduler",
+        routine("scheduler", "Starting the scheduler"),
+    ),
+    (
+        "[scheduler] [2026-11-23T16:27:46.653+0000] {scheduler_job_runner.py:783} INFO - TaskInstance Finished: "
+        "dag_id=hello, task_id=greet, run_id=r1, map_index=0, run_duration=1.0, state=success, executor_state=success",
+        LogLine("scheduler", "info", "hello.greet success in r1", "task"),
+    ),
+]
+
+
+def test_lines_of_older_airflows_are_taken_apart() -> None:
+    parser = LineParser("airflow")
+    assert [parser.parse(text) for text, _ in OLDER_LINES] == [line for _, line in OLDER_LINES]
+
+
 def test_whose_line_it_is() -> None:
     assert [line.text for _, line in AIRFLOW_LINES if line.is_of_task] == [
         "12 of 40 loaded",
