@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,41 +12,26 @@ import pytest
 from airflow_deployer.cluster import POD
 from tests.e2e import airflow_runs, test_dev, test_durability, test_hot_deploy
 from tests.e2e.browser import chromium, log_in, open_dag
-from tests.e2e.conftest import DUMMY_DAG, ROOT, Project, eventually
+from tests.e2e.conftest import ROOT, Project, eventually
 from tests.e2e.test_hot_deploy import identity, running, status
 
 pytestmark = pytest.mark.e2e
 
 VERSION = "2.11.2"
 
-# What Airflow 3 has in one place is in several here.
-_NAMES = {
-    "from airflow.sdk import DAG, task\n": "from airflow import DAG\nfrom airflow.decorators import task\n",
-    "from airflow.sdk import DAG\n": "from airflow import DAG\n",
-    "from airflow.sdk import Param, dag, get_current_context, task\n": (
-        "from airflow.decorators import dag, task\nfrom airflow.models.param import Param\n"
-        "from airflow.operators.python import get_current_context\n"
-    ),
-    "airflow.providers.standard.operators.empty": "airflow.operators.empty",
-}
-
 
 def in_airflow_2(source: str) -> str:
-    """The same DAG file with Airflow 2's imports."""
-    for new, old in _NAMES.items():
-        source = source.replace(new, old)
-    assert "airflow.sdk" not in source
-    return source
+    """A DAG file of another module's test, with Airflow 2's imports."""
+    return source.replace(
+        "from airflow.sdk import DAG, task\n", "from airflow import DAG\nfrom airflow.decorators import task\n"
+    )
 
 
 @pytest.fixture(scope="module")
 def two(shared_project: Project) -> Iterator[Project]:
     """A deployment of Airflow 2."""
     shared_project.write("deployer.toml", f'[airflow]\nversion = "{VERSION}"\n')
-    shared_project.write("dags/dummy.py", in_airflow_2(DUMMY_DAG))
-    shared_project.write(
-        "dags/orders_report.py", in_airflow_2((ROOT / "dags" / "orders_report.py").read_text(encoding="utf-8"))
-    )
+    shared_project.write("dags/orders_report.py", (ROOT / "dags" / "orders_report.py").read_text(encoding="utf-8"))
     shared_project.up()
     yield shared_project
 
@@ -140,10 +124,6 @@ def test_two_hundred_connections_are_served(two: Project) -> None:
 
     with ThreadPoolExecutor(200) as pool:
         assert set(pool.map(page, range(200))) == {200}
-    # What the forward keeps open for the next request holds up nobody.
-    began = time.monotonic()
-    assert page(0) == 200
-    assert time.monotonic() - began < 3
 
 
 def test_a_killed_pod_loses_nothing(two: Project) -> None:
