@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from airflow.dag_processing.bundles.base import BaseDagBundle, BundleVersion
+from airflow.dag_processing.bundles import base
+from airflow.dag_processing.bundles.base import BaseDagBundle
 
 from airflow_deployer_pod.content_store import CONTENT_FOLDER, Store
 from airflow_deployer_pod.import_root import use_root
@@ -69,7 +70,8 @@ class ContentBundle(BaseDagBundle):  # type: ignore[misc]
         version = self.version or self._found or self.store.live_version()
         return self.store.root(version) / "dags" if version else self.store.current / "dags"
 
-    def get_current_version(self) -> BundleVersion | None:
-        """The version that `path` is in."""
+    def get_current_version(self) -> Any:
+        """The version that `path` is in: its name, or where Airflow has a class for that, one of it."""
         version = self.version or self._found or self.store.live_version()
-        return BundleVersion(version=version) if version else None
+        bundle_version = getattr(base, "BundleVersion", None)
+        return bundle_version(version=version) if version and bundle_version else version

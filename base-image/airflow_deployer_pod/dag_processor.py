@@ -1,8 +1,8 @@
 """Airflow's DAG processor, made to follow a switch of the content at once and to never mix two versions.
 
-    python -P -m airflow_deployer_pod.dag_processor
+    python -m airflow_deployer_pod.dag_processor
 
-What it changes in `DagFileProcessorManager` of Airflow 3.3 (`airflow/dag_processing/manager.py`):
+What it changes in `DagFileProcessorManager` of Airflow 3.2 and 3.3 (`airflow/dag_processing/manager.py`):
 
 - A datagram to its socket ends the sleep of its loop, which is up to a second, and has it refresh the bundle.
 - Its loop goes round once a second, when it is woken, and when a parse has ended; not for each message of a parse, with
@@ -18,19 +18,17 @@ What it changes in `DagFileProcessorManager` of Airflow 3.3 (`airflow/dag_proces
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import selectors
 import signal
 import socket
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import attrs
+from airflow.configuration import conf
 from airflow.dag_processing.bundles.base import BaseDagBundle
 from airflow.dag_processing.manager import DagFileInfo, DagFileProcessorManager
 from airflow.dag_processing.processor import DagFileProcessorProcess
@@ -38,11 +36,11 @@ from airflow.models.dag import DagModel
 from airflow.utils.file import might_contain_dag
 from airflow.utils.session import create_session
 
+from airflow_deployer_pod import wake_socket
 from airflow_deployer_pod.dag_bundle import ContentBundle
+from airflow_deployer_pod.dag_files import DagFiles
 from airflow_deployer_pod.import_root import use_root
-from airflow_deployer_pod.wake_socket import WAKE_SOCKET
 
-_DATAGRAM = 64
 _ENDING_SECONDS = 0.005
 _DUE_SECONDS = 5.0
 _PURGE_SECONDS = 60.0
@@ -52,38 +50,34 @@ _PURGE_SECONDS = 60.0
 class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
     """The DAG processor's loop, for a bundle of the class `ContentBundle`."""
 
-    wake_socket: Path = WAKE_SOCKET
     _parsed_paths: dict[DagFileInfo, Path | None] = attrs.field(factory=dict, init=False)
     _awake: bool = attrs.field(default=False, init=False)
-    _dag_files: dict[tuple[str, str], bool] = attrs.field(factory=dict, init=False)
+    _dag_files: DagFiles = attrs.field(
+        factory=lambda: DagFiles(
+            lambda path: might_contain_dag(path, conf.getboolean("core", "dag_discovery_safe_mode"))
+        ),
+        init=False,
+    )
     _present: dict[str, set[Path]] = attrs.field(factory=dict, init=False)
     _looked_at: float = attrs.field(default=float("-inf"), init=False)
     _looked_for: dict[str, str | None] = attrs.field(factory=dict, init=False)
     _purged_at: float = attrs.field(default=float("-inf"), init=False)
 
-    def prepare_process_context(self) -> None:
+    def _run_parsing_loop(self) -> Any:
         """Add the socket to what the loop waits for."""
-        super().prepare_process_context()
-        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        receiver.setblocking(False)
-        with contextlib.suppress(FileNotFoundError):
-            self.wake_socket.unlink()
-        # No moment at which others could write to it.
-        before = os.umask(0o177)
-        try:
-            receiver.bind(str(self.wake_socket))
-        finally:
-            os.umask(before)
-        self.selector.register(receiver, selectors.EVENT_READ, (self._woken, lambda _: None))
+        self.selector.register(wake_socket.listen(), selectors.EVENT_READ, (self._woken, lambda _: None))
+        return super()._run_parsing_loop()
 
     def _woken(self, receiver: socket.socket) -> bool:
         """Take all messages; the loop goes on by itself. True: there will be more."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                receiver.recv(_DATAGRAM)
-        self.request_bundle_refresh([bundle.name for bundle in self._dag_bundles])
+        wake_socket.drain(receiver)
+        self._refresh([bundle.name for bundle in self._dag_bundles])
         self._awake = True
         return True
+
+    def _refresh(self, bundle_names: list[str]) -> None:
+        # The method that asks for it is newer than what it sets.
+        self._force_refresh_bundles.update(bundle_names)
 
     def _service_processor_sockets(self, timeout: float | None = 1.0) -> None:
         """Serve the parses until there is something to do in the loop, at most `timeout` seconds."""
@@ -98,11 +92,15 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
                 return
 
     def claim_priority_files(self) -> list[DagFileInfo]:
-        """The files to parse first, looked for where they will be after the refresh that follows.
+        """The files to parse first, where they will be after the refresh that follows."""
+        return self._where_they_will_be(super().claim_priority_files())
 
-        A new file is not in the version before, and would be forgotten.
-        """
-        files: list[DagFileInfo] = super().claim_priority_files()
+    def _get_priority_files(self, *arguments: Any, **named: Any) -> list[DagFileInfo]:
+        """What the same was called in Airflow 3.2."""
+        return self._where_they_will_be(super()._get_priority_files(*arguments, **named))
+
+    def _where_they_will_be(self, files: list[DagFileInfo]) -> list[DagFileInfo]:
+        """Look for files in the live version: a new one is not in the version before, and would be forgotten."""
         for bundle in self._dag_bundles:
             live = bundle.store.live_version() if isinstance(bundle, ContentBundle) else None
             if live:
@@ -115,20 +113,13 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
 
     def _find_files_in_bundle(self, bundle: BaseDagBundle) -> list[Path]:
         """The DAG files of the bundle, below its path: what `list_py_file_paths` in `airflow/utils/file.py` finds."""
-        manifest = bundle.store.manifest(bundle.path.parent.name) if isinstance(bundle, ContentBundle) else None
-        if manifest is None or any(path.endswith("/.airflowignore") for path in manifest.files):
-            found: list[Path] = super()._find_files_in_bundle(bundle)
-            return found
-        known, self._dag_files = self._dag_files, {}
-        for path, entry in manifest.files.items():
-            if path.startswith("dags/"):
-                key = (path, entry.sha256)
-                self._dag_files[key] = known[key] if key in known else self._is_dag_file(bundle.path.parent / path)
-        return [Path(path.removeprefix("dags/")) for (path, _), found in self._dag_files.items() if found]
-
-    def _is_dag_file(self, file: Path) -> bool:
-        is_module = file.suffix == ".py" or zipfile.is_zipfile(file)
-        return is_module and bool(might_contain_dag(str(file), self.dag_discovery_safe_mode))
+        root = bundle.path.parent
+        manifest = bundle.store.manifest(root.name) if isinstance(bundle, ContentBundle) else None
+        paths = self._dag_files.find(manifest, root) if manifest else None
+        if paths is not None:
+            return [Path(path) for path in paths]
+        found: list[Path] = super()._find_files_in_bundle(bundle)
+        return found
 
     def _get_observed_filelocs(self, present: set[DagFileInfo]) -> set[str]:
         """The places of DAGs in these files; only archives have others than their own path."""
@@ -181,31 +172,45 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
             if not (same or process.had_callbacks or file.bundle_version):
                 self.log.info("Ending the parse of %s, whose content has changed since.", file.rel_path)
                 process.kill(signal.SIGKILL)
-                process.close()
+                _close(process)
                 del self._processors[file]
         super()._start_new_processes()
 
-    def handle_parsing_result(self, file: DagFileInfo, proc: DagFileProcessorProcess, **arguments: Any) -> None:
+    def _collect_results(self, *arguments: Any, **named: Any) -> None:
         """Store what was parsed, unless a switch has overtaken it."""
-        path = self._parsed_paths.pop(file, None)
-        bundle = self._bundle(file.bundle_name)
-        overtaken = (
-            isinstance(bundle, ContentBundle)
-            and file.bundle_version is None
-            and proc.parsing_result is not None
-            and (path != bundle.path or self._bundle_versions.get(bundle.name) != bundle.path.parent.name)
-        )
-        if not overtaken:
-            super().handle_parsing_result(file, proc, **arguments)
-            if proc.parsing_result is not None and not proc.parsing_result.import_errors:
-                self._deactivate_missing(file, {dag.dag_id for dag in proc.parsing_result.serialized_dags})
-            return
+        # What gets ready meanwhile has its turn next time.
+        others = {file: process for file, process in self._processors.items() if not process.is_ready}
+        for file in others:
+            del self._processors[file]
+        parsed: list[tuple[DagFileInfo, set[str]]] = []
+        for file, process in list(self._processors.items()):
+            path, result = self._parsed_paths.pop(file, None), process.parsing_result
+            bundle = self._bundle(file.bundle_name)
+            if result is None:
+                continue
+            if isinstance(bundle, ContentBundle) and self._is_overtaken(file, path, bundle):
+                del self._processors[file]
+                _close(process)
+            elif not result.import_errors:
+                parsed.append((file, {dag.dag_id for dag in result.serialized_dags}))
+        try:
+            super()._collect_results(*arguments, **named)
+        finally:
+            self._processors.update(others)
+        for file, dag_ids in parsed:
+            self._deactivate_missing(file, dag_ids)
+
+    def _is_overtaken(self, file: DagFileInfo, path: Path | None, bundle: ContentBundle) -> bool:
+        """Whether a file was parsed from a version that is not the bundle's any more; if so, have it parsed again."""
+        current = path == bundle.path and self._bundle_versions.get(bundle.name) == bundle.path.parent.name
+        if current or file.bundle_version is not None:
+            return False
         self.log.info("Parsing %s again, whose content changed while it was parsed.", file.rel_path)
-        if bundle is not None:
-            if path == bundle.path:
-                # The new version could not be written to the database, which is tried again.
-                self.request_bundle_refresh(bundle.name)
-            self._add_files_to_queue([dataclasses.replace(file, bundle_path=bundle.path)], mode="frontprio")
+        if path == bundle.path:
+            # The new version could not be written to the database, which is tried again.
+            self._refresh([bundle.name])
+        self._add_files_to_queue([dataclasses.replace(file, bundle_path=bundle.path)], mode="frontprio")
+        return True
 
     def _deactivate_missing(self, file: DagFileInfo, present: set[str]) -> None:
         """Take away the DAGs that a file had and has no more (those in a zip file have places of their own)."""
@@ -226,6 +231,14 @@ class ContentProcessorManager(DagFileProcessorManager):  # type: ignore[misc]
         return next((bundle for bundle in self._dag_bundles if bundle.name == name), None)
 
 
+def _close(process: DagFileProcessorProcess) -> None:
+    """Close what a parse has open; Airflow 3.2 does it with its log."""
+    if hasattr(process, "close"):
+        process.close()
+    else:
+        process.logger_filehandle.close()
+
+
 def main() -> int:
     """Run the DAG processor until it is told to end; return the exit code.
 
@@ -233,13 +246,14 @@ def main() -> int:
     """
     from airflow.jobs.dag_processor_job_runner import DagProcessorJobRunner
     from airflow.jobs.job import Job, run_job
+    from airflow.utils import process_utils
     from airflow.utils.cli import sigint_handler
-    from airflow.utils.process_utils import set_component_mp_start_method
     from airflow.utils.providers_configuration_loader import providers_configuration_loaded
 
     @providers_configuration_loaded  # type: ignore[untyped-decorator]
     def run() -> None:
-        set_component_mp_start_method("dag_processor")
+        if hasattr(process_utils, "set_component_mp_start_method"):  # Airflow 3.2 has no such choice
+            process_utils.set_component_mp_start_method("dag_processor")
         # Until the loop has its own: what the parent process does on a signal is not for this one.
         signal.signal(signal.SIGINT, sigint_handler)
         signal.signal(signal.SIGTERM, sigint_handler)

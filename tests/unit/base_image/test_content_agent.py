@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow_deployer_pod import content_agent, wake_socket
+from airflow_deployer_pod import content_agent
 from airflow_deployer_pod.airflow_database import DatabaseError, Parsed
 from airflow_deployer_pod.content_agent import Agent, FrameReader
 from airflow_deployer_pod.content_store import ContentError, FileEntry, Store, files_id
@@ -503,11 +503,3 @@ def test_the_check_is_asked_over_its_socket(tmp_path: Path) -> None:
         with pytest.raises(ContentError, match="has ended"):
             content_agent.check_content({"root": "/x"}, never, path)
         thread.join()
-
-
-def test_a_processor_that_does_not_listen_is_not_woken(tmp_path: Path) -> None:
-    wake_socket.wake(tmp_path / "none.sock")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(str(tmp_path / "wake.sock"))
-        wake_socket.wake(tmp_path / "wake.sock")
-        assert receiver.recv(64) == b"refresh"
