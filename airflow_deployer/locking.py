@@ -1,8 +1,8 @@
 """`deployer lock`: resolve the packages of an Airflow version and write them down, pinned and hashed.
 
 uv resolves (`uv pip compile`, https://docs.astral.sh/uv/pip/compile/), for the Python of the version's profile and for
-Linux, with the pins of that profile. It takes the package index from its own configuration and environment
-(`UV_DEFAULT_INDEX`); no address gets into the lock. `python -m airflow_deployer.locking` is what `make lock` runs: it
+Linux, with the pins of that profile and the packages of the release's own day. It takes the package index from its own
+configuration and environment (`UV_DEFAULT_INDEX`); no address gets into the lock. `make lock` runs this module, which
 makes the locks that come along.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from airflow_deployer.airflow_profiles import PROFILES, Profile, find_profile, is_newer_than_known
@@ -23,6 +24,9 @@ from airflow_deployer.progress import Progress, Silent, Step
 from airflow_deployer.resolver import Failure, parse_failure, parse_yanked
 
 _OTHER_INDEX = "Name an index that has it: UV_DEFAULT_INDEX=https://... deployer lock"
+_LATER = timedelta(days=1)
+"""Airflow's other packages may be uploaded after the first one of a release."""
+
 _TIMEOUT = 300.0
 """Seconds that uv may take; it gives up an index that does not answer by itself, after its own."""
 
@@ -90,7 +94,7 @@ def requirements(version: str, profile: Profile) -> str:
 
 def _write_lock(file: Path, version: str, profile: Profile, command: str, step: Step) -> LockReport:
     step.update(f"asking for Airflow {version}")
-    _check_release(file.parent, version, profile)
+    released = _check_release(file.parent, version, profile)
     step.update(f"resolving its packages for Python {profile.python}")
     before = _read(file)
     # In a folder of its own and by its final name, which uv's messages show; it keeps the versions that it finds there.
@@ -98,7 +102,11 @@ def _write_lock(file: Path, version: str, profile: Profile, command: str, step: 
         made = Path(folder) / file.name
         if before is not None:
             made.write_bytes(before)
-        options = ("--generate-hashes", "--custom-compile-command", command, "--quiet", "--output-file", str(made))
+        options = ["--generate-hashes", "--custom-compile-command", command, "--quiet", "--output-file", str(made)]
+        # What came later was never tried with it, and Airflow's own bounds let much in: 3.2.2 does not start with the
+        # Pydantic of half a year later. The releases whose locks come along are tried with what their locks hold.
+        if released and version != profile.locked:
+            options += ["--exclude-newer", (released + _LATER).strftime("%Y-%m-%dT%H:%M:%SZ")]
         done = _compile(file.parent, profile.python, requirements(version, profile), *options)
         if done.returncode:
             raise _conflict(version, profile, _failure(version, done))
@@ -109,14 +117,17 @@ def _write_lock(file: Path, version: str, profile: Profile, command: str, step: 
     return LockReport(version, profile.python, str(file), len(locked_versions(file)), after != before)
 
 
-def _check_release(folder: Path, version: str, profile: Profile) -> None:
+def _check_release(folder: Path, version: str, profile: Profile) -> datetime | None:
     """Make sure that there is this release of Airflow, and that it may be used.
+
+    Returns:
+        When it was uploaded, as the index says (https://peps.python.org/pep-0700/); None where it does not.
 
     Raises:
         ConfigurationError: it does not exist, or was yanked.
     """
     wanted = f"apache-airflow=={version}"
-    done = _compile(folder, profile.python, wanted, "--no-deps", "--no-header", "--no-annotate")
+    done = _compile(folder, profile.python, wanted, "--no-deps", "--format", "pylock.toml")
     log = done.stderr.splitlines()
     if done.returncode:
         failure = _failure(version, done)
@@ -135,6 +146,8 @@ def _check_release(folder: Path, version: str, profile: Profile) -> None:
         raise ConfigurationError(
             f"Cannot lock Airflow {version}: this release was yanked{why}", hint=_nearest(folder, version, profile)
         )
+    uploaded = re.search(r"upload-time = (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", done.stdout)
+    return datetime.fromisoformat(uploaded[1]) if uploaded else None
 
 
 def _nearest(folder: Path, version: str, profile: Profile) -> str:

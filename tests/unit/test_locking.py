@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 import zipfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +22,68 @@ from airflow_deployer.progress import Silent
 
 
 class Index:
-    """A package index: a folder of wheels that hold nothing but their metadata."""
+    """A package index (https://peps.python.org/pep-0691/): a folder of wheels that hold nothing but their metadata."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = ""
+        self.packages: dict[str, list[dict[str, object]]] = {}
 
-    def add(self, name: str, version: str, *needs: str, yanked: str | None = None, python: str = "") -> None:
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
+    def add(
+        self,
+        name: str,
+        version: str,
+        *needs: str,
+        day: str = "",
+        yanked: str | bool = False,
+        python: str = "",
+    ) -> None:
         wheel = f"{name.replace('-', '_')}-{version}"
+        file = self.folder / f"{wheel}-py3-none-any.whl"
         metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nProvides-Extra: postgres\n"
         metadata += f"Requires-Python: {python}\n" if python else ""
         metadata += "".join(f"Requires-Dist: {need}\n" for need in needs)
-        with zipfile.ZipFile(folder / f"{wheel}-py3-none-any.whl", "w") as archive:
+        with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(f"{wheel}.dist-info/METADATA", metadata)
             archive.writestr(f"{wheel}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
             archive.writestr(f"{wheel}.dist-info/RECORD", "")
-        mark = f' data-yanked="{yanked}"' if yanked is not None else ""
-        with (folder / "index.html").open("a") as page:
-            page.write(f'<a href="{wheel}-py3-none-any.whl"{mark}>{wheel}-py3-none-any.whl</a>\n')
+        entry: dict[str, object] = {"filename": file.name, "url": f"/{file.name}", "hashes": {}, "yanked": yanked}
+        self.packages.setdefault(name, []).append(entry | ({"upload-time": f"{day}T09:00:00Z"} if day else {}))
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-store")
-        super().end_headers()
+def _handler(index: Index) -> type[http.server.SimpleHTTPRequestHandler]:
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(index.folder))
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        def do_GET(self) -> None:
+            name = self.path.strip("/")
+            if name not in index.packages:
+                super().do_GET()
+                return
+            page = {"meta": {"api-version": "1.1"}, "name": name, "files": index.packages[name]}
+            body = json.dumps(page).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/vnd.pypi.simple.v1+json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def end_headers(self) -> None:
+            self.send_header("Cache-Control", "no-store")
+            super().end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     index = Index(tmp_path / "index")
     index.folder.mkdir()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(index.folder)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(index))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     index.url = f"http://127.0.0.1:{server.server_port}"
@@ -124,6 +150,14 @@ def test_a_second_lock_changes_nothing_until_the_first_is_deleted(index: Index, 
     file.unlink()
     assert lock(project, settings_for("2.10.5"), Silent()).changed
     assert locked_versions(file)["pendulum"] == "3.1.0"
+
+
+def test_the_packages_are_those_of_the_releases_own_day(index: Index, project: Path) -> None:
+    index.add("apache-airflow", "2.9.3", "yarl", day="2024-07-15")
+    for version, day in (("1.9.4", "2024-07-01"), ("1.9.5", "2024-07-15"), ("1.22.0", "2025-10-06")):
+        index.add("yarl", version, day=day)
+    lock(project, settings_for("2.9.3"), Silent())
+    assert locked_versions(project / "airflow-2.9.3.txt") == {"apache-airflow": "2.9.3", "yarl": "1.9.5"}
 
 
 def test_a_release_that_does_not_exist(index: Index, project: Path) -> None:
