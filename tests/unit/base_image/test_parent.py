@@ -199,6 +199,10 @@ def test_a_process_ends_as_a_program_would(parent: Served, function: str, code: 
     assert text.endswith("exit function\n")
 
 
+def test_a_module_sees_its_arguments_as_if_it_were_run_by_its_name(parent: Served) -> None:
+    assert parent.run("show", "python", "-m", "some.module", "--one")[1].startswith("False ['some.module', '--one'] ")
+
+
 def test_a_signal_reaches_what_was_forked(parent: Served) -> None:
     pid, reader = parent.begin("forever")
     assert os.read(reader, 100) == b"on and on"

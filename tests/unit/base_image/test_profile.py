@@ -15,7 +15,10 @@ from tests.unit.base_image.conftest import POD_PACKAGE, read_profile
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.series)
 def test_the_pod_reads_what_the_build_writes(profile: Profile, tmp_path: Path) -> None:
     read = read_profile(profile, tmp_path)
-    for name in ("answer_path", "health_path", "health_components", "login", "secret_files", "fork", "imports"):
+    for name in (
+        *("answer_path", "health_path", "health_components", "login", "secret_files", "fork", "imports"),
+        *("scheduler_waits", "resets_interrupted"),
+    ):
         assert getattr(read, name) == getattr(profile, name)
     assert [component.name for component in (read.web, read.scheduler, *read.others, read.migration)] == [
         process.name for process in (profile.web, profile.scheduler, *profile.others, profile.migration)
@@ -33,6 +36,9 @@ def test_a_process_is_a_command_of_airflow_or_a_module_of_ours(tmp_path: Path) -
     module = "airflow_deployer_pod.dag_processor"
     assert (dag_processor.argv, dag_processor.entry) == ((sys.executable, "-m", module), f"{module}:main")
     assert (triggerer.stop_children, triggerer.kill_seconds) == (True, 8.0)
+    web = read_profile(AIRFLOW_2, tmp_path).web
+    assert (web.argv[1:3], web.entry) == (("-m", "gunicorn.app.wsgiapp"), "gunicorn.app.wsgiapp:run")
+    assert web.argv[-1] == "airflow.www.app:cached_app()"
     assert read_profile(AIRFLOW_2, tmp_path).migration.argv == ("airflow", "db", "migrate")
     assert read_profile(AIRFLOW_1, tmp_path).migration.argv == ("airflow", "upgradedb")
 

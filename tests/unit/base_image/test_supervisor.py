@@ -94,6 +94,13 @@ def test_parents_are_read_past_strange_names_and_without_zombies(supervisor: Any
     assert supervisor.read_parents(tmp_path) == {7: 3}
 
 
+def test_a_dag_processor_inside_of_a_scheduler_is_no_worker(supervisor: Any, tmp_path: Path) -> None:
+    for pid, command in {"7": b"airflow scheduler -- DagFileProcessorManager\0", "8": b"airflow\0scheduler\0"}.items():
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "cmdline").write_bytes(command)
+    assert [supervisor.is_dag_processor(pid, tmp_path) for pid in (7, 8, 9)] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("pending", "data", "text", "rest"),
     [
@@ -226,6 +233,7 @@ profile = Profile(
     web=component("api-server"), scheduler=component("scheduler"), others=(component("triggerer", stop_children=True),),
     migration=component("migration"), answer_path="/api/v2/version", health_path="/api/v2/monitor/health",
     health_components=("metadatabase", "scheduler", "dag_processor", "triggerer"),
+    scheduler_waits=programs.get("scheduler-waits", True),
 )
 sys.exit(WithoutPostgres(settings, profile, component("parent")).run())
 """
@@ -516,6 +524,43 @@ def test_the_workers_of_a_killed_scheduler_do_not_survive_it(start: Start) -> No
     assert life.end() == 1
     assert any("scheduler ended with signal SIGKILL" in line for line in life.lines)
     assert not Path(f"/proc/{task}").exists()
+
+
+# One that ends at once when it is asked to, as Airflow 1.10's. Its worker tells what it does.
+ENDS_AT_ONCE = """
+import signal, subprocess, sys, time
+def end(number, frame):
+    print('ending', flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+subprocess.Popen([sys.executable, '-S', '-c', '''
+import subprocess, time
+subprocess.run(["sh", "-c", "echo task begins; sleep SECONDS; echo task done"])
+time.sleep(60)
+'''])
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stop_seconds", "texts"),
+    [
+        ("1.5", 30.0, ("task begins", "Stopping (", "task done", "[scheduler] ending", "[api-server] ending")),
+        ("61", 1.0, ("task begins", "Ending the running tasks", "[scheduler] ending", "[api-server] ending")),
+    ],
+    ids=["in time", "too long"],
+)
+def test_a_scheduler_that_does_not_wait_is_held_up_while_tasks_run(
+    start: Start, seconds: str, stop_seconds: float, texts: tuple[str, ...]
+) -> None:
+    scheduler = ENDS_AT_ONCE.replace("SECONDS", seconds)
+    life = start(scheduler=scheduler, scheduler_waits=False, stop_seconds=stop_seconds)
+    life.wait_for("task begins")
+    life.process.send_signal(signal.SIGTERM)
+    assert life.end() == 0
+    order = positions(life.lines, *texts)
+    assert order == sorted(order)
 
 
 def check(life: Life) -> bytes:
