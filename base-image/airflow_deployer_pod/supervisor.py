@@ -66,6 +66,8 @@ HEALTH_AGE_SECONDS = 1.0
 # The kubelet asks every second, and each answer costs Airflow four queries, which itself waits 30 s for a heartbeat.
 GOOD_HEALTH_AGE_SECONDS = 5.0
 
+# What Airflow adds after it has stamped a new database, by table; Airflow 1.10 knows but the first one.
+_INITIAL_ROWS = {"slot_pool": "slot_pool WHERE pool = 'default_pool'", "log_template": "log_template"}
 _MAX_LINE = 16 * 1024  # the size at which container runtimes split lines anyway
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -257,13 +259,13 @@ def read_schema(connection: Any) -> frozenset[str]:
             return frozenset()
         cursor.execute("SELECT version_num FROM alembic_version")
         recorded = frozenset(row[0] for row in cursor.fetchall())
-        cursor.execute("SELECT to_regclass('slot_pool'), to_regclass('log_template')")
-        if None in cursor.fetchone():
-            return recorded
-        cursor.execute(
-            "SELECT EXISTS (SELECT 1 FROM slot_pool WHERE pool = 'default_pool'), EXISTS (SELECT 1 FROM log_template)"
-        )
-        return recorded if all(cursor.fetchone()) else frozenset()
+        for table, rows in _INITIAL_ROWS.items():
+            cursor.execute("SELECT to_regclass(%s)", (table,))
+            if cursor.fetchone()[0] is not None:
+                cursor.execute(f"SELECT EXISTS (SELECT 1 FROM {rows})")  # noqa: S608 - a constant
+                if not cursor.fetchone()[0]:
+                    return frozenset()
+        return recorded
 
 
 def reset_interrupted_tasks(connection: Any) -> int:
