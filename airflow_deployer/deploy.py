@@ -142,7 +142,7 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
         session = connect(settings)
         engine = images.Engine()
         found = _preflight(session, engine, check_port=options.check_port)
-        upgrade = _allowed_upgrade(session, found, options)
+        upgrade = _planned_upgrade(session, found, options)
         plan, present = _plan(session, content, lock, found)
         step.done(
             f"context {session.context.name}, namespace {session.names.namespace}, registry {found.registry.push}"
@@ -155,6 +155,9 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
         with _hot_deploy(session, plan, present, found, options) as hot:
             with watch.lap("images"):
                 published = _publish(session, engine, plan, present, found, hot, progress)
+            if upgrade is not None and not options.upgrade:
+                # Only now, so that a project that is about to move hears first what does not import any more.
+                raise upgrades.announcement(upgrade, session.names, drain=str(settings.timeouts.drain))
             with watch.lap("objects"):
                 bodies = _objects(session, published.image, found)
                 changes, secret = _apply(session, bodies[:-1], found, progress, options)
@@ -196,11 +199,11 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
     )
 
 
-def _allowed_upgrade(session: Session, found: _Found, options: UpOptions) -> Upgrade | None:
+def _planned_upgrade(session: Session, found: _Found, options: UpOptions) -> Upgrade | None:
     """What moving the database to the wanted Airflow means; None where it stays, or is replaced by a backup.
 
     Raises:
-        UpgradeError: it would be moved, and nobody asked for that; or it cannot be.
+        UpgradeError: it cannot be moved.
         BackupError: the backup does not fit.
     """
     wanted = session.settings.airflow.version
@@ -210,9 +213,6 @@ def _allowed_upgrade(session: Session, found: _Found, options: UpOptions) -> Upg
         with backup_file.opened(options.restore) as made:
             restore.require_known_schema(made.manifest, wanted, None)
     upgrade = upgrades.plan(found.data_version, wanted, found.pod, restoring=options.restore is not None)
-    if upgrade is not None and not options.upgrade:
-        drain = str(session.settings.timeouts.drain)
-        raise upgrades.announcement(upgrade, drain=drain, backup=upgrades.backup_name(session.names, upgrade))
     if upgrade is not None and found.pod is None:
         raise upgrades.nothing_to_back_up(upgrade)
     return upgrade

@@ -86,14 +86,14 @@ def plan(found: str | None, wanted: str, pod: Object | None, *, restoring: bool)
     return Upgrade(found, wanted, begun=_version(pod) == wanted)
 
 
-def announcement(upgrade: Upgrade, *, drain: str, backup: Path) -> DeployerError:
-    """What is said where an upgrade was not asked for: what will happen, and how to ask for it."""
+def announcement(upgrade: Upgrade, names: Names, *, drain: str) -> DeployerError:
+    """What is said where an upgrade was not asked for, once the DAGs import: what will happen, and how to ask for it."""
     return UpgradeError(
-        f"This is an upgrade, {upgrade}, which changes the database for good. Nothing was changed yet.",
+        f"This is an upgrade, {upgrade}, which changes the database for good. What runs was not touched.",
         details=[
-            f"1. the images are built, and the DAGs imported with Airflow {upgrade.wanted}",
+            f"1. the images are built, and the DAGs import with Airflow {upgrade.wanted}: done",
             f"2. running tasks are waited for, up to {drain} (--now: they start over), then Airflow stops",
-            f"3. the database is backed up to {backup}",
+            f"3. the database is backed up to {backup_name(names, upgrade)}",
             f"4. Airflow {upgrade.wanted} migrates the database and starts",
             "5. its health is checked, and that no run was lost",
             "The way back is offered where a step fails.",

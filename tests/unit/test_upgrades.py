@@ -78,10 +78,10 @@ def test_a_leap_that_the_migration_cannot_make_is_refused_with_the_step_between(
 
 
 def test_what_will_happen_is_told_with_the_command() -> None:
-    error = announcement(UPGRADE, drain="60s", backup=Path("airflow-2.11.2.backup"))
+    error = announcement(UPGRADE, Names("shop", "team"), drain="60s")
     assert error.hint == "deployer up --upgrade"
     assert "Airflow 2.11.2 to 3.3.2" in error.message
-    assert any("airflow-2.11.2.backup" in line for line in error.details)
+    assert any("backed up to shop-2.11.2-" in line for line in error.details)
 
 
 def test_a_failure_comes_with_the_way_back() -> None:
