@@ -87,7 +87,7 @@ def plan(found: str | None, wanted: str, pod: Object | None, *, restoring: bool)
 
 
 def announcement(upgrade: Upgrade, names: Names, *, drain: str) -> DeployerError:
-    """What is said where an upgrade was not asked for, once the DAGs import: what will happen, and how to ask for it."""
+    """What is said where an upgrade was not asked for, once the DAGs import: what will happen, and how to have it."""
     return UpgradeError(
         f"This is an upgrade, {upgrade}, which changes the database for good. What runs was not touched.",
         details=[

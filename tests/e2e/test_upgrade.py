@@ -102,7 +102,7 @@ def test_from_2_to_3_in_place_and_back(project: Project) -> None:
 
     # Another version that cannot start: the way back is offered, and works.
     made = len(backups(project))
-    set_version(project, "3.3.2", '[resources.airflow.limits]\nmemory = "250Mi"\n')
+    set_version(project, "3.3.2", '[resources.airflow]\nrequests.memory = "250Mi"\nlimits.memory = "250Mi"\n')
     failed = project.deployer("up", "--upgrade")
     assert failed.code == 1, failed
     assert "The upgrade, Airflow 2.11.2 to 3.3.2, failed" in failed.stderr
