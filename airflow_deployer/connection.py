@@ -10,6 +10,7 @@ from typing import Any
 from airflow_deployer import airflow_settings, kube_context, manifests
 from airflow_deployer.cluster import CONFIG_MAP, ApiError, Cluster, Object
 from airflow_deployer.config import Settings
+from airflow_deployer.errors import ConfigurationError
 from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Image, Names
 from airflow_deployer.registry import MIRROR_ANNOTATION, LocalRegistryHosting, parse_local_registry_hosting
@@ -62,6 +63,22 @@ def local_hosting(session: Session) -> tuple[LocalRegistryHosting | None, str | 
         return None, None
     mirror = (announced["metadata"].get("annotations") or {}).get(MIRROR_ANNOTATION)
     return parse_local_registry_hosting(text), mirror
+
+
+def require_hot(settings: Settings, doing: str) -> None:
+    """Make sure that this Airflow takes DAG content while it runs.
+
+    Args:
+        doing: the command, as it follows "deployer" on the command line.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    if not settings.airflow.profile.hot:
+        raise ConfigurationError(
+            f"deployer {doing} is not for Airflow {settings.airflow.version}, which takes no content while it runs.",
+            hint="deployer up   brings every change, with a new pod",
+        )
 
 
 def deployed_image(live: Object | None) -> Image | None:

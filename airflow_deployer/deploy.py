@@ -388,6 +388,7 @@ def _hot_deploy(
     annotations = (pod or {}).get("metadata", {}).get("annotations") or {}
     if (
         pod is None
+        or not session.settings.airflow.profile.hot
         or options.replace
         or options.restore is not None
         or annotations.get(manifests.RUNTIME_ID) != plan.runtime_id
@@ -508,7 +509,9 @@ def _told(changes: dict[str, str]) -> str:
 def _pod_that_takes_content(session: Session, stateful_set: Object, found: _Found, options: UpOptions) -> Object | None:
     """The ready pod, if the StatefulSet will describe it but for the DAG content; None: it has to be replaced."""
     cluster, names = session.cluster, session.names
-    if options.replace or options.restore is not None or found.live is None or found.pod is None:
+    if not session.settings.airflow.profile.hot or options.replace or options.restore is not None:
+        return None
+    if found.live is None or found.pod is None:
         return None
     pod = cluster.get(POD, names.namespace, names.pod)
     if pod is None or not diagnosis.diagnose(pod).ready:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_deployer import background_forward, credentials, deploy, keyboard, lease, objects, preflight
 from airflow_deployer.config import Settings
-from airflow_deployer.connection import Session, connect
+from airflow_deployer.connection import Session, connect, require_hot
 from airflow_deployer.content import ProjectContent, read_project
 from airflow_deployer.errors import ChangedError, ClusterError, ConfigurationError, DeployerError, SyncError
 from airflow_deployer.save_loop import SaveLoop
@@ -49,10 +49,12 @@ def run(
         rerun: `DAG` or `DAG.TASK`, to be run after every change.
 
     Raises:
+        ConfigurationError: this Airflow takes no content while it runs.
         LockedError: another `deployer dev` follows this deployment.
         DeployerError: the project cannot be deployed.
     """
     settings = load()
+    require_hot(settings, "dev")
     session = connect(settings)
     names = session.names
     if not preflight.check_namespace(session.cluster, names.namespace):

@@ -7,7 +7,7 @@ from pathlib import Path
 from airflow_deployer import diagnosis, lease
 from airflow_deployer.cluster import POD, STATEFUL_SET
 from airflow_deployer.config import Settings
-from airflow_deployer.connection import connect, deployed_image
+from airflow_deployer.connection import connect, deployed_image, require_hot
 from airflow_deployer.content import read_project
 from airflow_deployer.errors import RolloutError
 from airflow_deployer.progress import Progress
@@ -18,12 +18,14 @@ def sync(project: Path, settings: Settings, progress: Progress) -> SyncReport:
     """Bring the project's DAG content into the running pod, once; its image stays as it is.
 
     Raises:
+        ConfigurationError: this Airflow takes no content while it runs.
         RolloutError: there is no ready pod.
         GateError: the DAGs do not import; what was live stays live.
         SyncError: the pod cannot take the content.
     """
     from airflow_deployer import content_sync
 
+    require_hot(settings, "sync")
     content = read_project(project, settings.project)
     session = connect(settings)
     cluster, names = session.cluster, session.names

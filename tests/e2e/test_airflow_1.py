@@ -72,6 +72,10 @@ def test_a_file_that_does_not_import_is_refused_and_the_pod_stays(one: Project) 
     assert refused.code == 1, refused
     assert "dags/broken.py, line 2: ModuleNotFoundError: No module named 'nothing_like_it'" in refused.stderr
     (one.folder / "dags/broken.py").unlink()
+    for command in ("sync", "dev"):
+        refused = one.deployer(command)
+        assert refused.code == 2, refused
+        assert "deployer up   brings every change, with a new pod" in refused.stderr
     assert identity(one) == before
 
 
