@@ -99,13 +99,29 @@ def test_a_change_replaces_the_pod_and_what_ran_is_still_listed(one: Project) ->
     assert airflow_1_runs.state(one, "dummy", "first-run") == "success"
 
 
-def test_a_killed_pod_loses_nothing(one: Project) -> None:
-    airflow_1_runs.trigger(one, "slow", "killed")
+def begin(one: Project, run_id: str) -> None:
+    """Start a run and wait until its long task is under way."""
+    airflow_1_runs.trigger(one, "slow", run_id)
     eventually(
-        lambda: airflow_1_runs.tasks(one, "slow", "killed").get("sleep", ("", 0))[0] == "running",
+        lambda: airflow_1_runs.tasks(one, "slow", run_id).get("sleep", ("", 0))[0] == "running",
         seconds=120,
         what="the long task runs",
     )
+
+
+def test_what_runs_is_waited_for_where_the_pod_is_replaced(one: Project) -> None:
+    begin(one, "waited-for")
+    one.write("dags/slow.py", SLOW + "\n# changed\n")
+    result = one.deployer("up", "--output", "json")
+    assert result.code == 0, result
+    assert "waiting for 1 running task: slow.sleep of waited-for" in result.stderr, result
+    assert (result.json["pod"], result.json["interrupted"]) == ("replaced", [])
+    assert airflow_1_runs.wait(one, "slow", "waited-for") == "success"
+    assert airflow_1_runs.tasks(one, "slow", "waited-for")["sleep"] == ("success", 1)
+
+
+def test_a_killed_pod_loses_nothing(one: Project) -> None:
+    begin(one, "killed")
     uid = one.pod()["metadata"]["uid"]
 
     one.cluster.delete(POD, one.names.namespace, one.names.pod, uid=uid, grace_seconds=0)
