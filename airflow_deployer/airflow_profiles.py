@@ -212,7 +212,7 @@ _PARSING_LOGS = {"AIRFLOW__SCHEDULER__CHILD_PROCESS_LOG_DIRECTORY": "/tmp/parsin
 
 AIRFLOW_3 = Profile(
     series="3",
-    first=(3, 0, 0),
+    first=(3, 2, 0),
     locked="3.3.2",
     pythons=("3.10", "3.11", "3.12", "3.13", "3.14"),
     python="3.13",
@@ -334,7 +334,7 @@ AIRFLOW_3 = Profile(
 
 AIRFLOW_2 = Profile(
     series="2",
-    first=(2, 3, 0),
+    first=(2, 7, 0),
     locked="2.11.2",
     pythons=("3.10", "3.11", "3.12"),
     python="3.11",
