@@ -20,8 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from airflow_deployer import kube_context
 from airflow_deployer.airflow_api import AirflowApi
@@ -29,6 +31,7 @@ from airflow_deployer.airflow_profiles import find_profile
 from airflow_deployer.cluster import CLAIM, EVENT, NAMESPACE, POD, SECRET, STATEFUL_SET, Cluster
 from airflow_deployer.manifests import Names
 from airflow_deployer.running_airflow import VERSION_LABEL
+from tests.e2e.bad_network import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts"
@@ -239,6 +242,29 @@ def shared_project(
     """A project that a module's tests share, in the order in which they stand there."""
     with new_project(cluster, tmp_path_factory.mktemp("shared"), request.node) as made:
         yield made
+
+
+@pytest.fixture
+def proxy(project: Project, tmp_path: Path) -> Iterator[Proxy]:
+    """The way of this project's commands to the API server."""
+    server = urlsplit(project.cluster.server)
+    between = Proxy(server.hostname or "", server.port or 443)
+    text = subprocess.run(
+        ["kubectl", "config", "view", "--raw", "--minify", "--flatten", "--context", project.cluster.context.name],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    document = yaml.safe_load(text)
+    document["clusters"][0]["cluster"] |= {
+        "server": f"https://127.0.0.1:{between.port}",
+        "tls-server-name": server.hostname,
+    }
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(document), encoding="utf-8")
+    project.env["KUBECONFIG"] = str(kubeconfig)
+    yield between
+    between.close()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import yaml
 
 from airflow_deployer.cluster import POD
+from tests.e2e.bad_network import Proxy
 from tests.e2e.conftest import Project
 
 pytestmark = pytest.mark.e2e
@@ -229,91 +227,6 @@ def test_a_dag_that_hangs_is_named_and_its_correction_need_not_wait(project: Pro
         assert wrong["errors"][0]["line"] == len(hanging.splitlines())
         write_dag(project, "orders", "three")
         assert running.next("live", 10)["cleared"] is True
-
-
-class Proxy:
-    """Stands between `deployer` and the API server, and can be as bad as a network."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._connections: list[tuple[socket.socket, socket.socket]] = []
-        self._asleep: set[socket.socket] = set()
-        self.refusing = False
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """Break every connection, as an API server that ends."""
-        for pair in list(self._connections):
-            for end in pair:
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-
-    def sleep(self) -> None:
-        """Swallow all that comes through the connections that are open, and say nothing, as after a laptop's sleep."""
-        self._asleep |= {end for pair in self._connections for end in pair}
-
-    def close(self) -> None:
-        """Stop, with every thread and socket gone."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        deadline = time.monotonic() + 5
-        while self._connections and time.monotonic() < deadline:
-            self.cut()
-            time.sleep(0.02)
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                if self.refusing:
-                    near.close()
-                    continue
-                threading.Thread(target=self._relay, args=(near,), daemon=True).start()
-
-    def _relay(self, near: socket.socket) -> None:
-        with near, socket.create_connection(self._target) as far:
-            pair = (near, far)
-            self._connections.append(pair)
-            if self.refusing:
-                self.cut()  # this one was on its way when the others were cut
-            upward = threading.Thread(target=self._pump, args=pair, daemon=True)
-            upward.start()
-            self._pump(far, near)
-            upward.join()
-            self._connections.remove(pair)
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if source not in self._asleep:
-                    sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
-
-@pytest.fixture
-def proxy(project: Project, tmp_path: Path) -> Iterator[Proxy]:
-    """The way of this project's commands to the API server."""
-    server = urlsplit(project.cluster.server)
-    between = Proxy(server.hostname or "", server.port or 443)
-    text = subprocess.run(
-        ["kubectl", "config", "view", "--raw", "--minify", "--flatten", "--context", project.cluster.context.name],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    document = yaml.safe_load(text)
-    document["clusters"][0]["cluster"] |= {
-        "server": f"https://127.0.0.1:{between.port}",
-        "tls-server-name": server.hostname,
-    }
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(yaml.safe_dump(document), encoding="utf-8")
-    project.env["KUBECONFIG"] = str(kubeconfig)
-    yield between
-    between.close()
 
 
 def test_it_goes_on_when_the_api_server_is_away_or_the_laptop_slept(project: Project, proxy: Proxy) -> None:

@@ -15,6 +15,7 @@ from airflow_deployer.database_image import POSTGRES_MAJOR
 from airflow_deployer.manifests import AIRFLOW_VERSION
 from airflow_deployer.running_airflow import VERSION_LABEL
 from tests.e2e import airflow_runs
+from tests.e2e.bad_network import Proxy
 from tests.e2e.conftest import Project, eventually
 
 pytestmark = pytest.mark.e2e
@@ -77,7 +78,7 @@ def backups(project: Project) -> list[Path]:
     return sorted(project.folder.glob("*.backup"))
 
 
-def test_from_2_to_3_in_place_and_back(project: Project) -> None:
+def test_from_2_to_3_in_place_and_back(project: Project, proxy: Proxy) -> None:
     project.write("dags/orders.py", DAG)
     (project.folder / "dags/dummy.py").unlink()
     set_version(project, "2.11.2")
@@ -97,6 +98,22 @@ def test_from_2_to_3_in_place_and_back(project: Project) -> None:
 
     # Killed while Airflow is stopped: it starts again by itself, as it was.
     interrupted(project, signal.SIGKILL, lambda: is_held(project))
+    eventually(lambda: project.deployer("status").code == 0, seconds=120, what="Airflow 2 runs again")
+    assert (version(project), runs(project)) == ("2.11.2", ["one", "two"])
+
+    # So it does when the API server is gone, and the command says what became of it.
+    running = project.start("up", "--upgrade")
+    try:
+        eventually(lambda: is_held(project), seconds=120, what="Airflow is stopped")
+        proxy.refusing = True
+        proxy.cut()
+        _, errors = running.communicate(timeout=120)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 1, errors
+    assert "Traceback" not in errors
+    proxy.refusing = False
     eventually(lambda: project.deployer("status").code == 0, seconds=120, what="Airflow 2 runs again")
     assert (version(project), runs(project)) == ("2.11.2", ["one", "two"])
 
