@@ -185,8 +185,8 @@ def test_what_is_no_release_of_airflow(project: Project, version: str) -> None:
 
 def test_a_release_that_does_not_exist_or_was_yanked_is_not_locked(project: Project) -> None:
     for version, words in (
-        ("2.11.99", ("there is no such release", "nearest: 2.11.2 and 3.0.0")),
-        ("3.1.4", ("this release was yanked: ", "nearest: 3.1.3 and 3.1.5")),
+        ("3.2.99", ("there is no such release", "nearest: 3.2.2 and 3.3.0")),
+        ("1.10.13", ("this release was yanked: ", "nearest: 1.10.12 and 1.10.14")),
     ):
         result = project.deployer("lock", version)
         assert result.code == 2, result
