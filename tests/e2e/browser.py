@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.wait import WebDriverWait
@@ -62,9 +63,15 @@ def open_dag(browser: webdriver.Chrome, dag_id: str, screenshots: str) -> None:
     wait.until(expected_conditions.visibility_of_element_located((By.LINK_TEXT, dag_id)))
     ARTIFACTS.mkdir(exist_ok=True)
     assert browser.save_screenshot(str(ARTIFACTS / f"{screenshots}-dags.png"))
-    browser.find_element(By.LINK_TEXT, dag_id).click()
+    # The list is drawn anew as answers come in, and what was found a moment ago may be gone.
+    patient = WebDriverWait(
+        browser, 60, ignored_exceptions=(StaleElementReferenceException, ElementClickInterceptedException)
+    )
+    patient.until(lambda driver: driver.find_element(By.LINK_TEXT, dag_id).click() or True)
     wait.until(expected_conditions.url_matches(rf"/dags/{dag_id}\b|[?&]dag_id={dag_id}\b"))
-    wait.until(expected_conditions.visibility_of_any_elements_located((By.XPATH, f"//*[contains(text(), '{dag_id}')]")))
+    patient.until(
+        expected_conditions.visibility_of_any_elements_located((By.XPATH, f"//*[contains(text(), '{dag_id}')]"))
+    )
     assert browser.save_screenshot(str(ARTIFACTS / f"{screenshots}-dag.png"))
 
 
