@@ -67,7 +67,12 @@ def open_dag(browser: webdriver.Chrome, dag_id: str, screenshots: str) -> None:
     patient = WebDriverWait(
         browser, 60, ignored_exceptions=(StaleElementReferenceException, ElementClickInterceptedException)
     )
-    patient.until(lambda driver: driver.find_element(By.LINK_TEXT, dag_id).click() or True)
+
+    def clicked(driver: webdriver.Chrome) -> bool:
+        driver.find_element(By.LINK_TEXT, dag_id).click()
+        return True
+
+    patient.until(clicked)
     wait.until(expected_conditions.url_matches(rf"/dags/{dag_id}\b|[?&]dag_id={dag_id}\b"))
     patient.until(
         expected_conditions.visibility_of_any_elements_located((By.XPATH, f"//*[contains(text(), '{dag_id}')]"))
