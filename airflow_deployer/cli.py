@@ -80,9 +80,7 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             name = ctx.invoked_subcommand or ""
             again = (
-                f"run `deployer {name}` again to finish"
-                if name in ("up", "down", "dev")
-                else "nothing is left half-done"
+                "run the same command again to finish" if name in ("up", "down", "dev") else "nothing is left half-done"
             )
             (console or _plain_console()).warning(f"interrupted; {again}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -238,8 +236,11 @@ def up(
     ] = False,
     restore: Annotated[
         Path | None,
-        typer.Option(help="Put the database of this backup in place of the deployment's.", metavar="FILE"),
+        typer.Option(
+            help="Put the database of this backup in place of the deployment's, after asking.", metavar="FILE"
+        ),
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Answer the question of --restore with yes.")] = False,
 ) -> None:
     """Build, push and deploy the project in this folder, and wait until Airflow serves it.
 
@@ -251,6 +252,12 @@ def up(
 
     options: Globals = ctx.obj
     settings = options.settings(port_forward__port=port)
+    if restore is not None and not yes:
+        from airflow_deployer import backup_file, connection
+        from airflow_deployer import restore as restores
+
+        with backup_file.opened(restore) as made:
+            _confirm(restores.question(connection.connect(settings), made))
     report = deploy.up(
         options.project,
         settings,

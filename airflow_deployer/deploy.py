@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 
 _MIGRATION_SECONDS = 1800.0
+_POD_SECONDS = 20.0
 
 
 @dataclass
@@ -142,6 +143,7 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
         session = connect(settings)
         engine = images.Engine()
         found = _preflight(session, engine, check_port=options.check_port)
+        _await_pod(session, found, step)
         upgrade = _planned_upgrade(session, found, options)
         plan, present = _plan(session, content, lock, found)
         step.done(
@@ -197,6 +199,20 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
         steps=watch.seconds,
         url=url,
     )
+
+
+def _await_pod(session: Session, found: _Found, step: Step) -> None:
+    """Where the database would be moved, look again for a pod that is just being made anew."""
+    deadline = time.monotonic() + _POD_SECONDS
+    while (
+        found.pod is None
+        and found.live is not None
+        and found.data_version != session.settings.airflow.version
+        and time.monotonic() < deadline
+    ):
+        step.update("waiting for the pod, which is being made anew")
+        time.sleep(0.5)
+        found.pod = session.cluster.get(POD, session.names.namespace, session.names.pod)
 
 
 def _planned_upgrade(session: Session, found: _Found, options: UpOptions) -> Upgrade | None:

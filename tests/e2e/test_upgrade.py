@@ -127,7 +127,7 @@ def test_from_2_to_3_in_place_and_back(project: Project, proxy: Proxy) -> None:
     assert len(backups(project)) == made + 1
     assert f"DEPLOYER_AIRFLOW_VERSION=2.11.2 deployer up --restore {file.name}" in failed.stderr
     set_version(project, "3.3.2")
-    back = project.deployer("up", "--restore", file.name, env={"DEPLOYER_AIRFLOW_VERSION": "2.11.2"})
+    back = project.deployer("up", "--restore", file.name, "--yes", env={"DEPLOYER_AIRFLOW_VERSION": "2.11.2"})
     assert back.code == 0, back
     assert (version(project), runs(project)) == ("2.11.2", ["one", "two"])
 
