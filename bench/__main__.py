@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import commands, edits, machine, measure, pods, port_forward, publish, scale
+from bench import commands, edits, machine, measure, pods, port_forward, publish, scale, series
 from bench.measure import Group
 from bench.programs import Kubectl, ProgramError, local_context
 from bench.side_by_side import pair
@@ -20,9 +20,10 @@ from bench.side_by_side import pair
 GROUPS: tuple[Group[Any], ...] = (
     commands.HELP,
     Group(pair, (*commands.ROWS, *edits.ROWS, *pods.ROWS)),
-    pods.FRESH,
+    Group(pods.images_on_the_node, (pods.FRESH,)),
     *port_forward.GROUPS,
     *scale.GROUPS,
+    *series.GROUPS,
 )
 
 

@@ -12,6 +12,8 @@ import subprocess
 import time
 from typing import IO, cast
 
+from airflow_deployer.airflow_profiles import Profile
+from airflow_deployer.airflow_settings import API_PORT
 from bench.programs import Kubectl, ProgramError, run
 
 POD = "airflow-0"
@@ -22,14 +24,15 @@ _END = "--end--"
 # the heartbeat matters: Airflow calls a component healthy for 30 s after its last one, dead or alive.
 _HEALTHY = """
 import datetime, json, sys, time, urllib.request
-since, deadline = (datetime.datetime.fromtimestamp(float(text), datetime.timezone.utc) for text in sys.argv[1:])
-names = ("scheduler", "dag_processor", "triggerer")
+since, deadline = (datetime.datetime.fromtimestamp(float(text), datetime.timezone.utc) for text in sys.argv[1:3])
+address, *components = sys.argv[3:]
 while True:
     try:
-        with urllib.request.urlopen("http://localhost:8080/api/v2/monitor/health", timeout=2) as answer:
+        with urllib.request.urlopen(address, timeout=2) as answer:
             found = json.load(answer)
-        beats = [found[name][f"latest_{name}_heartbeat"] for name in names]
-        healthy = all(found[name]["status"] == "healthy" for name in (*names, "metadatabase"))
+        # The database has none.
+        beats = [found[name][f"latest_{name}_heartbeat"] for name in components if name != "metadatabase"]
+        healthy = all(found[name]["status"] == "healthy" for name in components)
         if healthy and all(datetime.datetime.fromisoformat(beat) >= since for beat in beats):
             break
     except (OSError, KeyError, TypeError, ValueError):
@@ -40,10 +43,11 @@ while True:
 """
 
 
-def wait_healthy(kubectl: Kubectl, namespace: str, *, since: float, seconds: float = 300) -> None:
-    """Wait until web, scheduler, DAG processor, triggerer and database are healthy.
+def wait_healthy(kubectl: Kubectl, namespace: str, profile: Profile, *, since: float, seconds: float = 300) -> None:
+    """Wait until the web server answers that all other components are healthy, the database included.
 
     Args:
+        profile: says which these are, and where they are asked for.
         since: only heartbeats from this moment on count; seconds since the epoch.
         seconds: the longest wait.
 
@@ -51,7 +55,8 @@ def wait_healthy(kubectl: Kubectl, namespace: str, *, since: float, seconds: flo
         ProgramError: they are not in time.
     """
     deadline = time.time() + seconds
-    arguments = [_HEALTHY, str(since), str(deadline)]
+    address = f"http://localhost:{API_PORT}{profile.health_path}"
+    arguments = [_HEALTHY, str(since), str(deadline), address, *profile.health_components]
     command = kubectl.command(
         "exec", POD, "--container", "airflow", "--", "python3", "-c", *arguments, namespace=namespace
     )

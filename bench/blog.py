@@ -1,4 +1,4 @@
-"""The side of the blog: its image, its manifest and its steps by `docker` and `kubectl`, moved to Airflow 3.
+"""The side of the blog: its image, its manifest and its steps by `docker` and `kubectl`, moved to each Airflow.
 
 It gets the same Python, Airflow and packages, byte-compiled, by starting from our base image, and a DAG folder that
 Airflow's user may write, so that `kubectl cp` works.
@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from airflow_deployer.airflow_profiles import Profile
+from airflow_deployer.airflow_settings import API_PORT
 from bench.airflow_account import POD, Database, save_at_any_moment, wait_healthy
 from bench.programs import Kubectl, run
-from bench.project import EDITED, ROOT, dag_file, write_dags
+from bench.project import EDITED, ROOT, Project, dag_file, write_dags
 
 _MANIFEST = (ROOT / "bench" / "blog.yaml").read_text(encoding="utf-8")
 
@@ -39,10 +41,12 @@ class Images:
     Attributes:
         deployer: the image of the container `airflow` that `deployer up` made.
         postgres: the database's.
+        profile: of the series that they are of.
     """
 
     deployer: str
     postgres: str
+    profile: Profile
 
     @property
     def registry(self) -> str:
@@ -82,7 +86,14 @@ class Blog:
     def manifest(self) -> str:
         """The blog's YAML."""
         text = _MANIFEST
-        for name, value in {"postgres": self.images.postgres, "airflow": self.image, "jwt": self.jwt}.items():
+        values = {
+            "postgres": self.images.postgres,
+            "airflow": self.image,
+            "jwt": self.jwt,
+            "command": command(self.images.profile),
+            "connection": connection_variable(self.images.profile),
+        }
+        for name, value in values.items():
             text = text.replace("{{" + name + "}}", value)
         return text
 
@@ -91,7 +102,7 @@ class Blog:
         began = time.time()
         self.kubectl("create", "namespace", self.namespace)
         self.apply()
-        wait_healthy(self.kubectl, self.namespace, since=began)
+        wait_healthy(self.kubectl, self.namespace, self.images.profile, since=began)
 
     def apply(self) -> None:
         """`kubectl apply` of the manifest."""
@@ -101,7 +112,7 @@ class Blog:
         """Seconds from `kubectl delete pod` until all components are healthy again."""
         began, moment = time.monotonic(), time.time()
         self.kubectl("delete", "pod", POD, namespace=self.namespace)
-        wait_healthy(self.kubectl, self.namespace, since=moment)
+        wait_healthy(self.kubectl, self.namespace, self.images.profile, since=moment)
         return time.monotonic() - began
 
     def edit(self) -> str:
@@ -147,6 +158,20 @@ class Blog:
         return time.monotonic() - began
 
 
+def command(profile: Profile) -> str:
+    """What the blog's bash runs: the migration, then Airflow's own commands side by side."""
+    beside = (f"{profile.web.name} -p {API_PORT}", *(process.name for process in profile.others))
+    started = "".join(f"{{ airflow {process} & }} && " for process in beside)
+    migration = " ".join(profile.migration.command)
+    return f"until airflow {migration}; do sleep 1; done && {started}airflow {profile.scheduler.name}"
+
+
+def connection_variable(profile: Profile) -> str:
+    """The variable that has the connection to the database; ours names a command in its place."""
+    [name] = (name for name in profile.wiring if name.endswith("__SQL_ALCHEMY_CONN_CMD"))
+    return name.removesuffix("_CMD")
+
+
 def publish_base(images: Images) -> None:
     """Build and push the blog's base image."""
     with tempfile.TemporaryDirectory() as folder:
@@ -156,11 +181,15 @@ def publish_base(images: Images) -> None:
 
 
 @contextlib.contextmanager
-def blog(kubectl: Kubectl, images: Images) -> Iterator[Blog]:
-    """The blog's folder with its image published, not deployed yet; at the end its deployment is removed."""
+def blog(kubectl: Kubectl, images: Images, *, files: int | None = None) -> Iterator[Blog]:
+    """The blog's folder with its image published, not deployed yet; at the end its deployment is removed.
+
+    Args:
+        files: how many DAG files; None for the repository's own and the edited one.
+    """
     with tempfile.TemporaryDirectory() as top, kubectl.namespace() as namespace:
         folder = Path(top)
-        write_dags(folder)
+        write_dags(folder, files=files)
         (folder / "Dockerfile").write_text(_DOCKERFILE.format(base=images.base), encoding="utf-8")
         known = Database(kubectl, namespace, user="airflow_user", name="airflow_db")
         made = Blog(folder, namespace, kubectl, images, known)
@@ -173,8 +202,8 @@ def blog(kubectl: Kubectl, images: Images) -> Iterator[Blog]:
             run(["docker", "image", "prune", "--all", "--force", "--filter", label])
 
 
-def images_of(kubectl: Kubectl, namespace: str) -> Images:
-    """The images of a deployment that `deployer up` has made."""
-    template = kubectl.get("statefulset/airflow", namespace)["spec"]["template"]
+def images_of(made: Project) -> Images:
+    """The images of a project's deployment, which `deployer up` has made."""
+    template = made.kubectl.get("statefulset/airflow", made.namespace)["spec"]["template"]
     found = {item["name"]: item["image"] for item in template["spec"]["containers"]}
-    return Images(found["airflow"], found["postgres"])
+    return Images(found["airflow"], found["postgres"], made.profile)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from airflow_deployer.airflow_profiles import PROFILES, Profile
 from airflow_deployer.credentials import POSTGRES_DATABASE, POSTGRES_USER
 from bench.airflow_account import Database, save_at_any_moment
 from bench.programs import Kubectl, deployer_command, environment, failed, run
@@ -24,16 +25,23 @@ ROOT = Path(__file__).resolve().parents[1]
 EDITED = "edited"
 """The DAG that is edited; its description tells the versions apart."""
 
-_DAG = """from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG
+# As every new DAG it is paused, so that no series minds that it has no schedule of its own.
+_DAG = """from datetime import datetime
 
-with DAG(dag_id="{dag_id}", schedule=None, description="{description}"):
+from airflow import DAG
+
+try:
+    from airflow.providers.standard.operators.empty import EmptyOperator
+except ImportError:
+    from airflow.operators.dummy_operator import DummyOperator as EmptyOperator
+
+with DAG(dag_id="{dag_id}", start_date=datetime(2026, 1, 1), description="{description}"):
     EmptyOperator(task_id="first") >> EmptyOperator(task_id="second")
 """
 
 
 def dag_file(dag_id: str, description: str) -> str:
-    """The text of a DAG file of two tasks."""
+    """The text of a DAG file of two tasks, for every series of Airflow."""
     return _DAG.format(dag_id=dag_id, description=description)
 
 
@@ -64,6 +72,7 @@ class Project:
     folder: Path
     namespace: str
     kubectl: Kubectl
+    profile: Profile
     env: dict[str, str]
     database: Database
     edits: int = 0
@@ -91,9 +100,10 @@ class Project:
         (self.folder / "dags" / f"{dag_id}.py").write_text(dag_file(dag_id, description), encoding="utf-8")
         return dag_id, description
 
-    def configure(self, number: int) -> None:
-        """Write a harmless setting, different for each number, that replaces the pod."""
-        (self.folder / "deployer.toml").write_text(f'[airflow.env]\nBENCH = "{number}"\n', encoding="utf-8")
+    def configure(self, settings: str = "") -> None:
+        """Write `deployer.toml`: the version of Airflow, and the text of other tables."""
+        text = f'[airflow]\nversion = "{self.profile.locked}"\n{settings}'
+        (self.folder / "deployer.toml").write_text(text, encoding="utf-8")
 
     def up_with_edit(self) -> float:
         """Seconds from a saved edit until `deployer up` has ended and Airflow has parsed it."""
@@ -153,10 +163,13 @@ class Project:
 
 
 @contextlib.contextmanager
-def project(kubectl: Kubectl, *, files: int | None = None, megabytes: int = 0) -> Iterator[Project]:
+def project(
+    kubectl: Kubectl, profile: Profile = PROFILES[0], *, files: int | None = None, megabytes: int = 0
+) -> Iterator[Project]:
     """A project that is not deployed yet; at the end its deployment is removed.
 
     Args:
+        profile: of the series whose newest release is deployed.
         files: how many DAG files; None for the repository's own and the edited one.
         megabytes: of other content in `include/`.
     """
@@ -173,7 +186,8 @@ def project(kubectl: Kubectl, *, files: int | None = None, megabytes: int = 0) -
             XDG_STATE_HOME=str(Path(top) / "state"),
         )
         known = Database(kubectl, namespace, user=POSTGRES_USER, name=POSTGRES_DATABASE)
-        made = Project(folder, namespace, kubectl, env, known)
+        made = Project(folder, namespace, kubectl, profile, env, known)
+        made.configure()
         try:
             yield made
         finally:

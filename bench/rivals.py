@@ -77,7 +77,7 @@ class Rival:
                 stderr=subprocess.DEVNULL,
             )
             try:
-                wait_healthy(kubectl, made.namespace, since=time.time())
+                wait_healthy(kubectl, made.namespace, images.profile, since=time.time())
 
                 def measure() -> float:
                     save_at_any_moment()

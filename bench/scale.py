@@ -19,7 +19,7 @@ def _sized(*, files: int, megabytes: int) -> Iterator[Project]:
     kubectl = Kubectl(local_context())
     with project(kubectl, files=files, megabytes=megabytes) as made:
         # Thousands of files take longer than anyone has to wait who has none.
-        (made.folder / "deployer.toml").write_text('[timeouts]\nimport_check = "15m"\n', encoding="utf-8")
+        made.configure('[timeouts]\nimport_check = "15m"\n')
         with contextlib.suppress(ProgramError):
             # Its own wait for the first parse may be too short; what it deployed stays.
             made.up()

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from airflow_deployer.airflow_profiles import PROFILES, Profile
 from bench.airflow_account import wait_healthy
 from bench.blog import Blog, blog, images_of, publish_base
 from bench.measure import Side
@@ -36,16 +37,21 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair() -> Iterator[Pair]:
-    """Deploy both."""
+def pair(profile: Profile = PROFILES[0], *, files: int | None = None) -> Iterator[Pair]:
+    """Deploy both.
+
+    Args:
+        profile: of the series whose newest release both run.
+        files: how many DAG files both have; None for the repository's own and the edited one.
+    """
     kubectl = Kubectl(local_context())
-    with project(kubectl) as ours:
+    with project(kubectl, profile, files=files) as ours:
         ours.up()
-        images = images_of(kubectl, ours.namespace)
+        images = images_of(ours)
         publish_base(images)
-        with blog(kubectl, images) as theirs:
+        with blog(kubectl, images, files=files) as theirs:
             theirs.deploy()
-            wait_healthy(kubectl, ours.namespace, since=0)
+            wait_healthy(kubectl, ours.namespace, profile, since=0)
             yield Pair(kubectl, ours, theirs)
 
 
