@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EDITED = "edited"
 """The DAG that is edited; its description tells the versions apart."""
 
-# As every new DAG it is paused, so that no series minds that it has no schedule of its own.
+# As every new DAG it is paused, so that no series minds that it has no schedule of its own; Airflow 1.10 wants it in a
+# variable.
 _DAG = """from datetime import datetime
 
 from airflow import DAG
@@ -35,7 +36,7 @@ try:
 except ImportError:
     from airflow.operators.dummy_operator import DummyOperator as EmptyOperator
 
-with DAG(dag_id="{dag_id}", start_date=datetime(2026, 1, 1), description="{description}"):
+with DAG(dag_id="{dag_id}", start_date=datetime(2026, 1, 1), description="{description}") as dag:
     EmptyOperator(task_id="first") >> EmptyOperator(task_id="second")
 """
 

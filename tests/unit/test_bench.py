@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from bench import __main__, machine, measure, plot, pod_usage, publish
+from airflow_deployer import config
+from airflow_deployer.airflow_profiles import PROFILES, Profile
+from bench import __main__, blog, machine, measure, plot, pod_usage, project, publish, series
+from bench.airflow_account import Database
 from bench.measure import Group, Measured, Row, Side
-from bench.programs import failed
+from bench.programs import Kubectl, failed
 
 Sides = AbstractContextManager[Sequence[Side]]
 
@@ -322,6 +325,55 @@ def test_an_unknown_row_is_wrong_usage(command: Any, capsys: pytest.CaptureFixtu
         command("--only", "a,x", rows=[row("a")])
     assert ended.value.code == 2
     assert "no such row: x; there are a" in capsys.readouterr().err
+
+
+# -- the series of Airflow --------------------------------------------------------------------------------------------
+
+
+def test_every_series_has_the_three_rows_and_only_the_newest_has_budgets() -> None:
+    rows = {row.name: row for group in __main__.GROUPS for row in group.rows}
+    for name in ("up-edit", "rest-memory", "fresh"):
+        assert rows[name].budget is not None
+        others = [rows[f"{name}-{profile.locked}"] for profile in PROFILES[1:]]
+        assert [(row.budget, row.at_least) for row in others] == [(None, {})] * len(others)
+        assert all(row.sides is rows[name].sides for row in others)
+    assert sum(len(group.rows) for group in series.GROUPS) == 3 * (len(PROFILES) - 1)
+
+
+@pytest.mark.parametrize(
+    ("profile", "command", "variable"),
+    [
+        (
+            PROFILES[0],
+            "until airflow db migrate; do sleep 1; done && { airflow api-server -p 8080 & } && "
+            "{ airflow dag-processor & } && { airflow triggerer & } && airflow scheduler",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+        ),
+        (
+            PROFILES[1],
+            "until airflow db migrate; do sleep 1; done && { airflow webserver -p 8080 & } && "
+            "{ airflow dag-processor & } && { airflow triggerer & } && airflow scheduler",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+        ),
+        (
+            PROFILES[2],
+            "until airflow upgradedb; do sleep 1; done && { airflow webserver -p 8080 & } && airflow scheduler",
+            "AIRFLOW__CORE__SQL_ALCHEMY_CONN",
+        ),
+    ],
+)
+def test_the_blogs_pod_runs_each_series_own_commands(profile: Profile, command: str, variable: str) -> None:
+    assert blog.command(profile) == command
+    assert blog.connection_variable(profile) == variable
+
+
+def test_a_project_keeps_its_version_of_airflow_when_it_is_configured(tmp_path: Path) -> None:
+    kubectl = Kubectl("none")
+    database = Database(kubectl, "none", user="none", name="none")
+    made = project.Project(tmp_path, "none", kubectl, PROFILES[2], {}, database)
+    made.configure('[airflow.env]\nBENCH = "1"\n')
+    found = config.load(tmp_path, config_file=None, env={}, overrides={}).airflow
+    assert (found.version, found.env) == (PROFILES[2].locked, {"BENCH": "1"})
 
 
 # -- reading the node -----------------------------------------------------------------------------------------------
