@@ -56,7 +56,7 @@ class Images:
     @property
     def base(self) -> str:
         """The name of the blog's base image."""
-        return f"{self.registry}/bench/airflow:latest"
+        return f"{self.registry}/bench/airflow:{self.profile.locked}"
 
 
 @dataclass
