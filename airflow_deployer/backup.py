@@ -66,7 +66,7 @@ def write(session: Session, file: Path, progress: Progress, *, force: bool = Fal
 
         manifest = with_postgres(session, run)
         seconds = time.monotonic() - began
-        step.done(f"{megabytes(file_bytes := manifest.dump_bytes)}, {megabytes(file_bytes / seconds)}/s")
+        step.done(f"{megabytes(manifest.dump_bytes)} in {seconds:.1f} s")
     return BackupReport(
         context=session.context.name,
         namespace=session.names.namespace,
@@ -171,7 +171,8 @@ async def _dump(
         if not await psql.value("SELECT to_regclass('alembic_version')"):
             raise BackupError("There is nothing to back up: the database has no tables of Airflow yet.")
         revisions = await psql.query("SELECT version_num FROM alembic_version ORDER BY 1")
-        dumping = asyncio.create_task(postgres.dump(credentials.POSTGRES_DATABASE, snapshot, write))
+        major = int(version.split(".")[0])
+        dumping = asyncio.create_task(postgres.dump(credentials.POSTGRES_DATABASE, snapshot, write, major=major))
         counting = asyncio.create_task(psql.table_contents(on_table))
         try:
             contents, _ = await asyncio.gather(counting, dumping)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from airflow_deployer.api_streams import ApiServer, UnavailableError
+from airflow_deployer.api_streams import ApiServer, RefusedError, UnavailableError
 from airflow_deployer.errors import RolloutError
 from airflow_deployer.manifests import RUN, Names
 from airflow_deployer.pod_exec import PodExec
@@ -84,24 +84,25 @@ async def held(api: ApiServer, names: Names, *, drain: float, now: bool) -> Asyn
         now: do not wait for them; they start over when Airflow does.
 
     Raises:
-        RolloutError: Airflow does not stop, or somebody else holds it.
-        UnavailableError: no pod, or no Postgres in it.
-        RefusedError: these credentials allow no exec.
+        RolloutError: Airflow does not stop, somebody else holds it, or the pod cannot be reached.
     """
     arguments = (RUN, "now" if now else "drain")
     script = ("bash", "-c", SCRIPT, "hold", *arguments)
-    command = await PodExec.start(api, names.namespace, names.pod, "postgres", script)
+    command = None
     try:
+        command = await PodExec.start(api, names.namespace, names.pod, "postgres", script)
         await asyncio.wait_for(command.read_line(), drain + _STOP_SECONDS)
-    except asyncio.TimeoutError:
-        await command.close()
-        raise RolloutError(
-            f"Airflow did not stop within {drain + _STOP_SECONDS:.0f} s.",
-            hint="deployer status; the log of container airflow says more",
-        ) from None
-    except UnavailableError as error:
-        await command.close()
-        raise RolloutError(f"Airflow cannot be stopped: {error}.", hint="deployer status") from None
+    except BaseException as error:
+        if command is not None:
+            await command.close()
+        if isinstance(error, asyncio.TimeoutError):
+            raise RolloutError(
+                f"Airflow did not stop within {drain + _STOP_SECONDS:.0f} s.",
+                hint="deployer status; the log of container airflow says more",
+            ) from None
+        if isinstance(error, (UnavailableError, RefusedError)):
+            raise RolloutError(f"Airflow cannot be stopped: {error}.", hint="deployer status") from None
+        raise
     hold = Hold(command)
     try:
         yield hold

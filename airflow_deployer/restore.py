@@ -24,7 +24,7 @@ from airflow_deployer.backup_file import Backup, Manifest, Table
 from airflow_deployer.cluster import POD, Object
 from airflow_deployer.connection import Session
 from airflow_deployer.errors import BackupError, DeployerError
-from airflow_deployer.pod_postgres import MAINTENANCE_DATABASE, Postgres, PostgresError, Psql
+from airflow_deployer.pod_postgres import APPLICATION, MAINTENANCE_DATABASE, Postgres, PostgresError, Psql
 from airflow_deployer.progress import Progress, Step
 from airflow_deployer.reencryption import Reencrypted
 from airflow_deployer.reports import RestoreReport
@@ -36,12 +36,15 @@ _CURRENT = credentials.POSTGRES_DATABASE
 _SCHEMA_FILE = "/opt/airflow-deployer/schema.json"
 _POLL_SECONDS = 1.0
 _SHOW_SECONDS = 0.2
-# An Airflow that ends and is started again more often than this after the change does not heal.
+# An Airflow that has ended so often since the change does not heal.
 _RESTARTS = 2
+_LONGEST_BACK_OFF = 300.0  # of the kubelet, before it starts a container that crashes again
 # What Postgres writes of the changes beside the tables themselves, until its next checkpoint (`max_wal_size`).
 _LARGEST_LOG_BYTES = 1 << 30
 _LEAST_FREE_BYTES = 64 << 20
 _ATTEMPTS = 3
+_RECONNECT_SECONDS = 60.0
+_LEAVE_SECONDS = 15.0
 
 
 @dataclass
@@ -92,10 +95,9 @@ def replace(session: Session, backup: Backup, progress: Progress, *, now: bool) 
 
     async def run(postgres: Postgres) -> Reencrypted:
         work = _Restore(session, postgres, backup, secret[credentials.FERNET_KEY], progress, watch)
-        async with postgres.psql(MAINTENANCE_DATABASE) as server:
-            with progress.step("Check"):
-                await work.check(server, deployed)
-            return await work.run(server, now=now)
+        with progress.step("Check"):
+            await work.check(deployed)
+        return await work.run(now=now)
 
     reencrypted = with_postgres(session, run)
     manifest = backup.manifest
@@ -123,17 +125,24 @@ class _Restore:
     fernet_key: str
     progress: Progress
     watch: _Stopwatch
+    # Whether the databases may have been renamed, and how often Airflow had been started by then.
+    _switched: bool = False
+    _restarts: int = 0
 
     @property
     def manifest(self) -> Manifest:
         return self.backup.manifest
 
-    async def check(self, server: Psql, deployed: str) -> None:
+    async def check(self, deployed: str) -> None:
         """Refuse what cannot work, before anything is touched but the remains of earlier restores.
 
         Args:
             deployed: the deployment's version of Airflow.
         """
+        async with self.postgres.psql(MAINTENANCE_DATABASE) as server:
+            await self._check(server, deployed)
+
+    async def _check(self, server: Psql, deployed: str) -> None:
         major = int(await server.value("SHOW server_version_num")) // 10000
         if self.manifest.postgres_major > major:
             raise BackupError(
@@ -143,6 +152,7 @@ class _Restore:
                 hint=f'a deployment with images.postgres = "postgres:{self.manifest.postgres_major}" or later can: '
                 "where the database that is there is of no more use, deployer down --purge and deployer up make one",
             )
+        await _end_other_sessions(server)
         require_known_schema(self.manifest, deployed, await self.postgres.known_schema(_SCHEMA_FILE))
         for name in await _databases(server, LOADED):
             self.progress.info(f"Dropping {name}, which an interrupted restore has left.")
@@ -167,28 +177,37 @@ class _Restore:
             hint="enlarge storage.size in deployer.toml and run deployer up",
         )
 
-    async def run(self, server: Psql, *, now: bool) -> Reencrypted:
+    async def run(self, *, now: bool) -> Reencrypted:
         """Load, compare, hold Airflow, switch, start it, and drop what was there before."""
         loaded = f"{LOADED}{random.token_hex(4)}"
         replaced = f"{REPLACED}{datetime.now(timezone.utc):%Y%m%d_%H%M%S}"
-        older = await _databases(server, REPLACED)
         try:
-            reencrypted = await self._load(server, loaded)
-            await self._switch(replaced, loaded, now=now)
+            reencrypted = await self._load(loaded)
+            await self._switch("Switch", replaced, loaded, now=now)
             with self.progress.step("Airflow") as step, self.watch.lap("away"):
                 await self._healthy(step)
         except BaseException as error:
             await self._undo(replaced, loaded, error)
             raise
-        for name in (replaced, *older):
-            await _drop(server, name)
+        try:
+            async with self.postgres.psql(MAINTENANCE_DATABASE) as server:
+                with self.progress.step("Old database") as step:
+                    for name in await _databases(server, REPLACED):
+                        step.update(f"dropping {name}")
+                        await _drop(server, name)
+                    step.done("dropped")
+        except PostgresError as error:
+            self.progress.warning(
+                f"{error.message} The database of before takes space until the next restore drops it."
+            )
         return reencrypted
 
     # -- before the switch ---------------------------------------------------------------------------------------------
 
-    async def _load(self, server: Psql, name: str) -> Reencrypted:
-        # template0 has nothing in it that the dump might bring too.
-        await server.query(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+    async def _load(self, name: str) -> Reencrypted:
+        async with self.postgres.psql(MAINTENANCE_DATABASE) as server:
+            # template0 has nothing in it that the dump might bring too.
+            await server.query(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
         with self.progress.step("Load") as step, self.watch.lap("load"):
             began = shown = time.monotonic()
             total = self.manifest.dump_bytes
@@ -247,13 +266,15 @@ class _Restore:
 
     # -- the switch ----------------------------------------------------------------------------------------------------
 
-    async def _switch(self, replaced: str, successor: str, *, now: bool) -> None:
+    async def _switch(self, title: str, replaced: str, successor: str, *, now: bool) -> None:
         """Have Airflow stopped, call the database in use `replaced`, and put its successor in its place."""
-        with self.progress.step("Switch") as step, self.watch.lap("away"):
+        with self.progress.step(title) as step, self.watch.lap("away"):
             step.update("stopping Airflow" if now else "waiting for running tasks (--now does not wait)")
             drain = float(self.session.settings.timeouts.drain)
             async with self.postgres.held(drain=drain, now=now) as held:
                 step.update("changing the database")
+                self._restarts = _restarts(self._pod())
+                self._switched = True
                 for attempt in range(_ATTEMPTS):
                     held.ensure()
                     try:
@@ -268,10 +289,18 @@ class _Restore:
     async def _healthy(self, step: Step) -> None:
         """Wait until Airflow calls all its components healthy."""
         timeout = float(self.session.settings.timeouts.ready)
-        deadline = time.monotonic() + timeout
-        restarts = _restarts(self._pod())
+        began = time.monotonic()
+        deadline = began + timeout
         while True:
-            readiness = await self.postgres.readiness()
+            try:
+                readiness, pod = await self.postgres.readiness(), self._pod()
+            except DeployerError as error:
+                # An API server that is away for a moment says nothing about Airflow.
+                if time.monotonic() > deadline:
+                    raise
+                step.update(error.message)
+                await asyncio.sleep(_POLL_SECONDS)
+                continue
             if readiness.get("ready"):
                 step.done("healthy")
                 return
@@ -280,8 +309,12 @@ class _Restore:
                 # It has a deadline of its own in the pod.
                 deadline = time.monotonic() + timeout
             step.update(", ".join(readiness.get("missing") or ()) or "waiting for it to start")
-            pod = self._pod()
-            if _restarts(pod) - restarts >= _RESTARTS or time.monotonic() > deadline:
+            crashes = _restarts(pod) - self._restarts
+            waiting = _waits_for_restart(pod)
+            if waiting and not crashes:
+                # From before: the kubelet has not noticed yet that there is another database.
+                deadline = max(deadline, began + _LONGEST_BACK_OFF + timeout)
+            if crashes >= _RESTARTS or (crashes and waiting) or time.monotonic() > deadline:
                 raise BackupError(
                     "Airflow does not become healthy with the restored database.",
                     details=[line for line in (_last_words(pod), phase and f"It is {phase}.") if line],
@@ -300,28 +333,43 @@ class _Restore:
         Raises:
             BackupError: the old database was replaced, and is back or could not be put back.
         """
-        try:
-            async with self.postgres.psql(MAINTENANCE_DATABASE) as server:
-                was_replaced = replaced in await _databases(server, replaced)
-                if was_replaced:
-                    # Nothing that runs now is worth waiting for.
-                    await self._switch(loaded, replaced, now=True)
-                await _drop(server, loaded)
-        except DeployerError as second:
-            raise BackupError(
-                f"The restore failed, and so did its way back: {error}",
-                details=[
-                    second.message,
-                    f"If there is a database {replaced}, it is the one of before, and the restored one is in use.",
-                ],
-                hint="once the pod can be reached: deployer status; deployer restore drops what is left over",
-            ) from error
+        deadline = time.monotonic() + _RECONNECT_SECONDS
+        while True:
+            try:
+                was_replaced = await self._put_back(replaced, loaded)
+                break
+            except DeployerError as second:
+                if not self._switched:
+                    # What was loaded is in nobody's way, and the next restore drops it.
+                    return
+                if time.monotonic() < deadline:
+                    await asyncio.sleep(_POLL_SECONDS)
+                    continue
+                raise BackupError(
+                    f"The restore failed, and so did its way back: {error}",
+                    details=[
+                        second.message,
+                        f"If there is a database {replaced}, it is the one of before, and the restored one is in use.",
+                    ],
+                    hint="once the pod can be reached: deployer status; deployer restore drops what is left over",
+                ) from error
         if was_replaced and isinstance(error, DeployerError):
             raise BackupError(
                 f"The restore was undone, and the database of before is in use again: {error.message}",
                 details=error.details,
                 hint=error.hint or "deployer status",
             ) from error
+
+    async def _put_back(self, replaced: str, loaded: str) -> bool:
+        """Undo the switch if it has happened, which is returned, and drop what was loaded."""
+        async with self.postgres.psql(MAINTENANCE_DATABASE) as server:
+            await _end_other_sessions(server)
+            was_replaced = replaced in await _databases(server, replaced)
+            if was_replaced:
+                # Nothing that runs now is worth waiting for.
+                await self._switch("Way back", loaded, replaced, now=True)
+            await _drop(server, loaded)
+        return was_replaced
 
 
 def require_known_schema(manifest: Manifest, deployed: str, known: dict[str, Any] | None) -> None:
@@ -373,6 +421,19 @@ async def _databases(server: Psql, prefix: str) -> list[str]:
     return [name for (name,) in rows]
 
 
+async def _end_other_sessions(server: Psql) -> None:
+    """End what a run that was killed, or a connection that broke, may still be at: a statement goes on to its end."""
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    others = (
+        f"FROM pg_stat_activity WHERE application_name = '{APPLICATION}' AND datname = '{MAINTENANCE_DATABASE}'"
+        " AND pid <> pg_backend_pid()"
+    )
+    while await server.value(f"SELECT count(pg_terminate_backend(pid)) {others}") != "0":
+        if time.monotonic() > deadline:
+            raise PostgresError(f"An earlier restore is still at work in Postgres after {_LEAVE_SECONDS:.0f} s.")
+        await asyncio.sleep(0.1)
+
+
 async def _drop(server: Psql, name: str) -> None:
     await server.query(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
@@ -391,6 +452,12 @@ async def _rename(server: Psql, renames: list[tuple[str, str]]) -> None:
 def _restarts(pod: Object) -> int:
     statuses = pod.get("status", {}).get("containerStatuses", [])
     return sum(int(status.get("restartCount", 0)) for status in statuses if status["name"] == "airflow")
+
+
+def _waits_for_restart(pod: Object) -> bool:
+    statuses = pod.get("status", {}).get("containerStatuses", [])
+    states = [(status.get("state") or {}).get("waiting") or {} for status in statuses if status["name"] == "airflow"]
+    return any(state.get("reason") == "CrashLoopBackOff" for state in states)
 
 
 def _last_words(pod: Object) -> str:

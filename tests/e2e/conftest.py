@@ -244,9 +244,13 @@ def shared_project(
         yield made
 
 
-@pytest.fixture
-def proxy(project: Project, tmp_path: Path) -> Iterator[Proxy]:
-    """The way of this project's commands to the API server."""
+@contextmanager
+def through_proxy(project: Project, folder: Path) -> Iterator[Proxy]:
+    """Lead this project's commands to the API server through a proxy, for the time of the block.
+
+    Args:
+        folder: where the kubeconfig that leads there is written.
+    """
     server = urlsplit(project.cluster.server)
     between = Proxy(server.hostname or "", server.port or 443)
     text = subprocess.run(
@@ -260,11 +264,20 @@ def proxy(project: Project, tmp_path: Path) -> Iterator[Proxy]:
         "server": f"https://127.0.0.1:{between.port}",
         "tls-server-name": server.hostname,
     }
-    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig = folder / "kubeconfig"
     kubeconfig.write_text(yaml.safe_dump(document), encoding="utf-8")
+    direct = dict(project.env)
     project.env["KUBECONFIG"] = str(kubeconfig)
     yield between
     between.close()
+    project.env = direct
+
+
+@pytest.fixture
+def proxy(project: Project, tmp_path: Path) -> Iterator[Proxy]:
+    """The way of this project's commands to the API server."""
+    with through_proxy(project, tmp_path) as between:
+        yield between
 
 
 @pytest.hookimpl(hookwrapper=True)
