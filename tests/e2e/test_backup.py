@@ -262,6 +262,16 @@ def test_killed_after(deployments: Deployments, after: str) -> None:
     eventually(lambda: healthy(target), seconds=60, what=f"Airflow after a kill after {after}")
 
 
+def test_what_killed_restores_left_is_dropped(deployments: Deployments) -> None:
+    target = deployments.target
+    assert len(databases(target)) > 1
+    result = target.deployer("restore", str(deployments.file), "--yes")
+    assert result.code == 0, result
+    assert databases(target) == ["airflow"]
+    assert content(target) == deployments.before
+    assert healthy(target)
+
+
 @pytest.mark.parametrize("after", ["Load", "Stored secrets", "Switch"])
 def test_the_api_server_goes_away_after(deployments: Deployments, tmp_path: Path, after: str) -> None:
     target = deployments.target
@@ -294,16 +304,6 @@ def test_ctrl_c_leaves_everything_as_it_was(deployments: Deployments) -> None:
     assert running.returncode == 130, errors
     assert "Traceback" not in errors, errors
     assert set(databases(target)) <= set(left)
-    assert healthy(target)
-
-
-def test_what_killed_restores_left_is_dropped(deployments: Deployments) -> None:
-    target = deployments.target
-    assert len(databases(target)) > 1
-    result = target.deployer("restore", str(deployments.file), "--yes")
-    assert result.code == 0, result
-    assert databases(target) == ["airflow"]
-    assert content(target) == deployments.before
     assert healthy(target)
 
 
