@@ -1,4 +1,4 @@
-"""Reads along with an HTTP/1.1 connection to know when it is between two requests and could serve another client.
+"""Reads along with an HTTP/1.1 connection to know when it could serve another client, and when it has served its last.
 
 Only what is certain counts: GET and HEAD without a body, answered with a length or in chunks (RFC 9112, sections 6, 7
 and 9). Everything else makes the connection opaque for good, which costs nothing but its reuse.
@@ -32,6 +32,7 @@ class _State(enum.Enum):
     BODY = enum.auto()
     CHUNK = enum.auto()
     CHUNK_LINE = enum.auto()
+    DONE = enum.auto()
     OPAQUE = enum.auto()
 
 
@@ -49,6 +50,11 @@ class HttpExchange:
     def is_between_requests(self) -> bool:
         """Whether every request was answered in full and the server expects another."""
         return self._state is _State.BETWEEN
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every request was answered in full and one side has said that there will be no other."""
+        return self._state is _State.DONE
 
     @property
     def can_be_repeated(self) -> bool:
@@ -102,8 +108,9 @@ class HttpExchange:
         self._head = b""
         self._state = _State.OPAQUE
         status = _STATUS.match(head)
-        if status is None or self._is_last or _LAST.search(head):
+        if status is None:
             return
+        self._is_last = self._is_last or _LAST.search(head) is not None
         lengths = _LENGTH.findall(head)
         if self._is_head_request or int(status[1]) in _NO_BODY:
             self._remaining = 0
@@ -132,7 +139,7 @@ class HttpExchange:
             if last := _LAST_CHUNK.match(self._head):
                 whole = last.end() == len(self._head) == known + len(data)
                 self._head = b""
-                self._state = _State.BETWEEN if whole else _State.OPAQUE
+                self._state = self._end() if whole else _State.OPAQUE
                 return
             line = _CHUNK_LINE.match(self._head)
             if line is None or int(line[1], 16) == 0:
@@ -150,7 +157,10 @@ class HttpExchange:
         if self._remaining > 0:
             self._state = _State.BODY
         else:
-            self._state = _State.BETWEEN if self._remaining == 0 else _State.OPAQUE
+            self._state = self._end() if self._remaining == 0 else _State.OPAQUE
+
+    def _end(self) -> _State:
+        return _State.DONE if self._is_last else _State.BETWEEN
 
 
 def can_be_repeated(data: bytes) -> bool:

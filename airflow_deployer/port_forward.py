@@ -540,7 +540,7 @@ class _Connection:
         try:
             stream.attach(self)
             await self._send(stream)
-            if not (stream.is_over or stream.exchange.is_between_requests):
+            if not (stream.is_over or stream.exchange.is_between_requests or stream.exchange.is_done):
                 await self._linger(stream)
             if stream.is_over:
                 self._examine(stream)
@@ -548,7 +548,11 @@ class _Connection:
             self._forward.streams.give_back(stream)
 
     async def _send(self, stream: PortStream) -> None:
-        """Copy from the client until its last byte or the stream's end, no faster than the stream takes it."""
+        """Copy from the client until its last byte, the stream's end or the last answer, no faster than it is taken.
+
+        A server that has given its last answer may wait for our end, and all its other clients with it (gunicorn with
+        threads, for up to 2 s); its own end is heard of a second late.
+        """
         client = self._client
         data = bytes(self._undelivered or b"")
         while True:
@@ -560,9 +564,9 @@ class _Connection:
                     while not stream.is_over:
                         await client.wait(1.0)
                     return
-            while not (client.has_bytes() or client.has_ended or stream.is_over):
+            while not (client.has_bytes() or client.has_ended or stream.is_over or stream.exchange.is_done):
                 await client.wait()
-            if stream.is_over or not client.has_bytes():
+            if stream.is_over or stream.exchange.is_done or not client.has_bytes():
                 return
             data = client.read()
             if self._undelivered is not None:
@@ -575,7 +579,8 @@ class _Connection:
         client = self._client
         loop = asyncio.get_running_loop()
         self._heard_at = loop.time()
-        while not (stream.is_over or stream.exchange.is_between_requests or client.lost.done()):
+        exchange = stream.exchange
+        while not (stream.is_over or exchange.is_between_requests or exchange.is_done or client.lost.done()):
             await client.wait(1.0)
             if not client.is_slow and loop.time() - self._heard_at > HALF_CLOSE_SILENCE:
                 return

@@ -124,6 +124,8 @@ class PortStream:
                 return "the pod sent something that nobody had asked for"
             self.exchange.received(payload)
             self._receiver.deliver(payload)
+            if self.exchange.is_done:
+                self._receiver.stream_ended()
             await self._receiver.drained()
 
 

@@ -109,6 +109,27 @@ def test_an_answer_whose_end_is_not_certain_makes_it_opaque(answer: bytes) -> No
     assert not exchange((">", REQUEST), ("<", answer)).is_between_requests
 
 
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", ANSWER),
+        (b"GET / HTTP/1.1\r\nconnection : keep-alive, Close\r\n\r\n", CHUNKED),
+        (REQUEST, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"),
+        (REQUEST, b"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n"),
+    ],
+)
+def test_it_is_done_with_the_last_byte_of_what_is_said_to_be_the_last_answer(request_: bytes, answer: bytes) -> None:
+    assert exchange((">", request_), ("<", answer)).is_done
+    assert not exchange((">", request_), ("<", answer)).is_between_requests
+    assert not exchange((">", request_), ("<", answer[:-1])).is_done
+    assert not exchange((">", request_), ("<", answer), (">", b"x")).is_done
+
+
+def test_an_answer_that_ends_with_the_connection_is_never_done() -> None:
+    made = exchange((">", REQUEST), ("<", b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello"))
+    assert not made.is_done
+
+
 def test_it_stays_opaque() -> None:
     made = exchange(
         (">", b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"), ("<", ANSWER), (">", REQUEST), ("<", ANSWER)
