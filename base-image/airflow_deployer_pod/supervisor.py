@@ -57,6 +57,7 @@ MIGRATION_SECONDS = 1800.0
 PARENT_SECONDS = 120.0  # the import of Airflow, then each fork; what takes longer is killed and done without
 PARENT_PAUSE_SECONDS = 60.0  # from one start of a parent that keeps dying to the next
 WEB_SECONDS = 180.0
+SEEN_SECONDS = 1.5  # `deployer` looks at the running tasks twice a second
 QUIET_SECONDS = 2.0  # a scheduler that has had no task for so long waits for none, and ends in one second
 RELEASE_SECONDS = 5.0  # what the scheduler gets to end its job cleanly once its workers are gone
 SWEEP_SECONDS = 5.0
@@ -1021,8 +1022,11 @@ class Supervisor:
         begin = time.monotonic()
         for process in others:
             process.ask_to_end()
-        if scheduler:
-            self._await_scheduler(scheduler, self.settings.stop_seconds if self._tasks_can_finish() else 0.0)
+        if scheduler and self._await_scheduler(
+            scheduler, self.settings.stop_seconds if self._tasks_can_finish() else 0.0
+        ):
+            # Whoever watches the running tasks is to see that the last one has ended, and was not cut off.
+            self._wait_until(lambda: self._signals > 0, SEEN_SECONDS)
         for process in others:
             self._await(process, begin)
         if web:
@@ -1044,8 +1048,10 @@ class Supervisor:
         health = self._web.health()
         return health is not None and any(line.startswith("metadatabase ") for line in self._web.missing(health))
 
-    def _await_scheduler(self, scheduler: Process, seconds: float) -> None:
+    def _await_scheduler(self, scheduler: Process, seconds: float) -> bool:
         """Let running tasks finish for `seconds`, then end them in a way that lets them start over.
+
+        Returns whether there were any, and all have ended by themselves.
 
         A task that is killed together with its worker reports nothing, so that the next scheduler runs it again even
         where it has no retries; one that is asked to end would be a failed one. The scheduler itself still ends its job
@@ -1080,6 +1086,7 @@ class Supervisor:
             self.log("Killing scheduler, which did not end.")
             scheduler.signal(signal.SIGKILL)
             self._wait_until(lambda: not scheduler.running, SWEEP_SECONDS)
+        return last_task > begin and not runs_tasks
 
     def _runs_tasks(self, scheduler: Process) -> bool:
         """Whether a worker of the scheduler has a child: LocalExecutor's workers start one for each task."""
