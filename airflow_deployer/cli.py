@@ -79,8 +79,12 @@ class _Commands(TyperGroup):
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             name = ctx.invoked_subcommand or ""
+            # Without it, the next one would only announce the upgrade again.
+            asked = " --upgrade" if "--upgrade" in sys.argv else ""
             again = (
-                "run the same command again to finish" if name in ("up", "down", "dev") else "nothing is left half-done"
+                f"run `deployer {name}{asked}` again to finish"
+                if name in ("up", "down", "dev")
+                else "nothing is left half-done"
             )
             (console or _plain_console()).warning(f"interrupted; {again}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
