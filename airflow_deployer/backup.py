@@ -41,6 +41,8 @@ def backup(settings: Settings, file: Path, progress: Progress, *, force: bool) -
     """
     session = connect(settings)
     names = session.names
+    # Before the lock, which needs a namespace that there may not be.
+    require_deployment(session)
     with lease.held(session.cluster, names.namespace, names.lease, labels=names.labels, doing="backup"):
         return write(session, file, progress, force=force)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ import msgspec
 import pytest
 
 from airflow_deployer import backup_file
-from airflow_deployer.cluster import NAMESPACE, Cluster
-from airflow_deployer.manifests import Names
+from airflow_deployer.cluster import Cluster
 from tests.e2e import airflow_runs
-from tests.e2e.conftest import DUMMY_DAG, Project, eventually, free_port, through_proxy
+from tests.e2e.conftest import Project, eventually, new_project, through_proxy
 
 pytestmark = pytest.mark.e2e
 
@@ -91,11 +90,15 @@ class Deployments:
 
 
 @pytest.fixture(scope="module")
-def deployments(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployments]:
+def deployments(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Deployments]:
     """A deployment with a long history on PostgreSQL 15, its backup, and an empty one on PostgreSQL 17."""
-    made = [_project(cluster, tmp_path_factory.mktemp(name)) for name in ("source", "target")]
-    source, target = made
-    try:
+    with ExitStack() as stack:
+        source, target = (
+            stack.enter_context(new_project(cluster, tmp_path_factory.mktemp(name), request.node))
+            for name in ("source", "target")
+        )
         source.write("deployer.toml", '[images]\npostgres = "postgres:15"\n')
         source.up()
         api = source.api()
@@ -113,27 +116,6 @@ def deployments(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
         assert source.deployer("down").code == 0
         target.up()
         yield Deployments(source, target, file, result.json, before)
-    finally:
-        for project in made:
-            project.deployer("port-forward", "--stop")
-            if not os.environ.get("E2E_KEEP"):
-                cluster.delete(NAMESPACE, None, project.names.namespace)
-
-
-def _project(cluster: Cluster, folder: Path) -> Project:
-    namespace = f"e2e-{secrets.token_hex(4)}"
-    port = free_port()
-    env = {key: value for key, value in os.environ.items() if not key.startswith("DEPLOYER_")}
-    env |= {
-        "DEPLOYER_CONTEXT": cluster.context.name,
-        "DEPLOYER_NAMESPACE": namespace,
-        "DEPLOYER_PORT_FORWARD_PORT": str(port),
-        "XDG_STATE_HOME": str(folder / "state"),
-    }
-    (folder / "project").mkdir()
-    project = Project(folder / "project", cluster, Names("airflow", namespace), port, env)
-    project.write("dags/dummy.py", DUMMY_DAG)
-    return project
 
 
 def changed(deployments: Deployments, path: Path, **fields: Any) -> Path:
