@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -93,8 +94,11 @@ class Project:
         return result
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start `deployer` in the project folder and do not wait for it."""
-        return subprocess.Popen(
+        """Start `deployer` in the project folder and do not wait for its end.
+
+        It is returned once Python itself is up and has taken over Ctrl-C: nobody can catch one before.
+        """
+        running = subprocess.Popen(
             [sys.executable, "-m", "airflow_deployer", *arguments],
             cwd=self.folder,
             env=self.env,
@@ -103,6 +107,13 @@ class Project:
             stdin=subprocess.DEVNULL,
             text=True,
         )
+        status = Path(f"/proc/{running.pid}/status")
+        eventually(
+            lambda: running.poll() is not None or _catches_sigint(status),
+            seconds=10,
+            what="Python has taken over Ctrl-C",
+        )
+        return running
 
     def up(self, *arguments: str) -> Any:
         """Run `deployer up`, which must succeed; return its report."""
@@ -131,6 +142,18 @@ class Project:
         found = self.cluster.get(POD, self.names.namespace, self.names.pod)
         assert found is not None
         return found
+
+    def is_ready(self, *, not_uid: str = "") -> bool:
+        """Whether the pod is there, is not the one with the UID `not_uid`, and says that it is ready."""
+        found = self.cluster.get(POD, self.names.namespace, self.names.pod)
+        if found is None or found["metadata"]["uid"] == not_uid:
+            return False
+        conditions = found.get("status", {}).get("conditions") or []
+        return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+
+    def wait_for_new_pod(self, uid: str) -> None:
+        """Wait for the successor of the pod `uid` to be ready; nobody but Kubernetes makes it."""
+        eventually(lambda: self.is_ready(not_uid=uid), seconds=240, what="a new pod is ready")
 
     def shell(self, script: str) -> str:
         """Run a shell script in the container `airflow`; its output, whatever its exit code."""
@@ -175,6 +198,11 @@ def eventually(check: Callable[[], Any], *, seconds: float, what: str) -> Any:
         if time.monotonic() >= deadline:
             pytest.fail(f"not within {seconds:.0f} s: {what}")
         time.sleep(0.3)
+
+
+def _catches_sigint(status: Path) -> bool:
+    caught = next((line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("SigCgt:")), "")
+    return bool(int(caught.partition(":")[2] or "0", 16) & (1 << (signal.SIGINT - 1)))
 
 
 def free_port() -> int:

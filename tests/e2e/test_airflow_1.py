@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_deployer.cluster import POD
-from tests.e2e import airflow_1_runs, test_durability
+from tests.e2e import airflow_1_runs
 from tests.e2e.browser import chromium, log_in, open_dag
 from tests.e2e.conftest import Project, eventually
 from tests.e2e.test_hot_deploy import identity, status
@@ -126,7 +126,7 @@ def test_a_killed_pod_loses_nothing(one: Project) -> None:
 
     one.cluster.delete(POD, one.names.namespace, one.names.pod, uid=uid, grace_seconds=0)
 
-    test_durability.new_pod(one, uid)
+    one.wait_for_new_pod(uid)
     assert airflow_1_runs.wait(one, "slow", "killed") == "success"
     assert airflow_1_runs.tasks(one, "slow", "killed") == {
         "quick": ("success", 1),

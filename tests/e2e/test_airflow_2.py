@@ -136,7 +136,7 @@ def test_a_killed_pod_loses_nothing(two: Project) -> None:
 
     two.cluster.delete(POD, two.names.namespace, two.names.pod, uid=uid, grace_seconds=0)
 
-    test_durability.new_pod(two, uid)
+    two.wait_for_new_pod(uid)
     test_durability.finish(two, "killed", before, reconcile_tries=2)
     assert airflow_runs.state(two.api(), "dummy", "earlier") == "success"
 

@@ -20,6 +20,7 @@ from airflow_deployer import backup_file
 from airflow_deployer.cluster import Cluster
 from tests.e2e import airflow_runs
 from tests.e2e.conftest import Project, eventually, new_project, through_proxy
+from tests.e2e.database import locked, sql, waits_for_a_lock
 
 pytestmark = pytest.mark.e2e
 
@@ -42,24 +43,6 @@ TASKS = 100_000
 # What nobody writes to while nothing runs; counted in another way than the product does.
 CONTENT = "SELECT count(*), md5(string_agg(md5(t::text), '' ORDER BY md5(t::text))) FROM TABLE t"
 STILL_TABLES = ("alembic_version", "dag_run", "task_instance", "task_map", "xcom", "slot_pool", "log_template")
-
-
-def sql(project: Project, statement: str, *, database: str = "airflow") -> str:
-    """Run statements in the deployment's database; what they print."""
-    done = subprocess.run(
-        [
-            *("kubectl", "--context", project.cluster.context.name, "-n", project.names.namespace),
-            *("exec", "-i", project.names.pod, "-c", "postgres", "--"),
-            *("psql", "-U", "airflow", "-d", database, "-qAtX", "-v", "ON_ERROR_STOP=1"),
-        ],
-        input=statement,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def content(project: Project) -> dict[str, str]:
@@ -184,7 +167,7 @@ def test_into_another_deployment_and_a_later_postgres(deployments: Deployments) 
 def test_refused_before_anything_is_touched(deployments: Deployments, tmp_path: Path) -> None:
     target = deployments.target
     uid, restarts = _life(target)
-    mark = sql(target, "SELECT oid FROM pg_database WHERE datname = 'airflow'")
+    mark = _oid_in_use(target)
     whole = deployments.file.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0x10
@@ -203,7 +186,7 @@ def test_refused_before_anything_is_touched(deployments: Deployments, tmp_path: 
     _refused(target, later, "deploy Airflow 3.99.0 first")
     _refused(target, changed(deployments, file, postgres="99.1"), 'images.postgres = "postgres:99"')
     _refused(target, changed(deployments, file, database_bytes=1 << 50), "There is no space")
-    assert sql(target, "SELECT oid FROM pg_database WHERE datname = 'airflow'") == mark
+    assert _oid_in_use(target) == mark
     assert databases(target) == ["airflow"]
     assert _life(target) == (uid, restarts)
     assert healthy(target)
@@ -211,7 +194,7 @@ def test_refused_before_anything_is_touched(deployments: Deployments, tmp_path: 
 
 def test_a_step_that_fails_changes_nothing(deployments: Deployments, tmp_path: Path) -> None:
     target = deployments.target
-    oid = sql(target, "SELECT oid FROM pg_database WHERE datname = 'airflow'")
+    oid = _oid_in_use(target)
     # Another row than the dump has: what was restored is compared.
     with backup_file.opened(deployments.file) as backup:
         tables = dict(backup.manifest.tables)
@@ -226,7 +209,7 @@ def test_a_step_that_fails_changes_nothing(deployments: Deployments, tmp_path: P
     finally:
         _limit(target, "unlimited")
     assert "pg_restore failed" in result
-    assert sql(target, "SELECT oid FROM pg_database WHERE datname = 'airflow'") == oid
+    assert _oid_in_use(target) == oid
     assert databases(target) == ["airflow"]
     assert healthy(target)
 
@@ -254,15 +237,13 @@ def test_what_killed_restores_left_is_dropped(deployments: Deployments) -> None:
     assert healthy(target)
 
 
-@pytest.mark.parametrize("after", ["Load", "Stored secrets", "Switch"])
+@pytest.mark.parametrize("after", ["Load", "Switch"])
 def test_the_api_server_goes_away_after(deployments: Deployments, tmp_path: Path, after: str) -> None:
     target = deployments.target
-    oid = sql(target, "SELECT oid FROM pg_database WHERE datname = 'airflow'")
+    oid = _oid_in_use(target)
     with through_proxy(target, tmp_path) as proxy:
         running = target.start("restore", str(deployments.file), "--yes")
         _wait_for_line(running, f"✓ {after}")
-        if after == "Stored secrets":
-            time.sleep(1.0)  # Airflow is being stopped
         proxy.refusing = True
         proxy.cut()
         time.sleep(5)
@@ -271,9 +252,37 @@ def test_the_api_server_goes_away_after(deployments: Deployments, tmp_path: Path
     assert "Traceback" not in errors, errors
     # What has become of Airflow cannot be told for a while, and is waited for: the restore ends well.
     assert running.returncode == (0 if after == "Switch" else 1), errors
-    kept = sql(target, "SELECT oid FROM pg_database WHERE datname = 'airflow'") == oid
+    kept = _oid_in_use(target) == oid
     assert kept is (after != "Switch"), errors
     eventually(lambda: healthy(target), seconds=60, what=f"Airflow after the API server went away after {after}")
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_the_api_server_goes_away_while_the_databases_change(
+    deployments: Deployments, tmp_path: Path, carried_out: bool
+) -> None:
+    """Airflow is stopped, and nobody can tell whether what was sent will be carried out: either way it is undone."""
+    target = deployments.target
+    oid = _oid_in_use(target)
+    row = "SELECT FROM pg_database WHERE datname = 'airflow' FOR UPDATE"
+    with through_proxy(target, tmp_path) as proxy:
+        with locked(target, f"CREATE TEMP TABLE held AS {row}", database="postgres"):
+            running = target.start("restore", str(deployments.file), "--yes")
+            eventually(lambda: waits_for_a_lock(target, "RENAME TO"), seconds=60, what="the change waits")
+            proxy.refusing = True
+            proxy.cut()
+            if not carried_out:
+                proxy.refusing = False
+                eventually(lambda: not waits_for_a_lock(target, "RENAME TO"), seconds=60, what="the change is ended")
+        if carried_out:
+            eventually(lambda: oid != _oid_in_use(target), seconds=10, what="the change is carried out all the same")
+            proxy.refusing = False
+        _, errors = running.communicate(timeout=120)
+    assert "Traceback" not in errors, errors
+    assert running.returncode == 1, errors
+    assert ("The restore was undone" in errors) is carried_out, errors
+    assert _oid_in_use(target) == oid, errors
+    eventually(lambda: healthy(target), seconds=60, what="Airflow after the API server went away")
 
 
 def test_ctrl_c_leaves_everything_as_it_was(deployments: Deployments) -> None:
@@ -299,10 +308,10 @@ def test_an_airflow_that_cannot_start_is_undone(deployments: Deployments, tmp_pa
     file = tmp_path / "wrong.backup"
     assert target.deployer("backup", str(file)).code == 0
     sql(target, stamp.format(known["heads"][0]))
-    oid = sql(target, "SELECT oid FROM pg_database WHERE datname = 'airflow'")
+    oid = _oid_in_use(target)
 
     _refused(target, file, "The restore was undone, and the database of before is in use again")
-    assert sql(target, "SELECT oid FROM pg_database WHERE datname = 'airflow'") == oid
+    assert _oid_in_use(target) == oid
     assert databases(target) == ["airflow"]
     assert content(target) == deployments.before
     eventually(lambda: healthy(target), seconds=120, what="Airflow with the database of before")
@@ -314,6 +323,10 @@ def _refused(project: Project, file: Path, cause: str) -> str:
     assert cause in result.stderr, result
     assert "Traceback" not in result.stderr, result
     return result.stderr
+
+
+def _oid_in_use(project: Project) -> str:
+    return sql(project, "SELECT oid FROM pg_database WHERE datname = 'airflow'", database="postgres")
 
 
 def _life(project: Project) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from airflow_deployer.content import ProjectContent, read_project
 from airflow_deployer.content_sync import AGENT, ContentChannel
 from airflow_deployer.errors import SyncError
 from tests.e2e.conftest import Project, eventually
-from tests.e2e.test_hot_deploy import identity, ready, status
+from tests.e2e.test_hot_deploy import identity, status
 
 pytestmark = pytest.mark.e2e
 
@@ -146,7 +146,7 @@ def test_a_pod_that_goes_away_under_the_sync(project: Project) -> None:
     assert result.code == 1, result
     assert "Cannot sync" in result.stderr
     assert "Traceback" not in result.stderr
-    eventually(lambda: ready(project) and identity(project)[0] != uid, seconds=240, what="a new pod is ready")
+    project.wait_for_new_pod(uid)
     result = project.deployer("sync", "--output", "json")
     assert result.code == 0, result
     assert "hello" in {dag.dag_id for dag in project.api().dags()}

@@ -153,13 +153,7 @@ def test_output_to_a_pipe_ends_with_the_command(project: Project) -> None:
 
     # The forward in the background ends by itself when its StatefulSet is gone, even if nobody asks it to.
     project.cluster.delete(STATEFUL_SET, project.names.namespace, project.names.name)
-    eventually(
-        lambda: (
-            "no forward runs" in project.deployer("status").stdout + "no forward runs" and not _answers(project.port)
-        ),
-        seconds=60,
-        what="the forward has ended",
-    )
+    eventually(lambda: not _answers(project.port), seconds=60, what="the forward has ended")
 
 
 def _answers(port: int) -> bool:

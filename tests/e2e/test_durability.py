@@ -83,19 +83,6 @@ def finish(project: Project, run_id: str, before: airflow_runs.Tries, *, reconci
     )
 
 
-def new_pod(project: Project, uid: str) -> None:
-    """Wait for the successor of the pod `uid` to be ready; nobody but Kubernetes makes it."""
-
-    def ready() -> bool:
-        pod = project.cluster.get(POD, project.names.namespace, project.names.pod)
-        if pod is None or pod["metadata"]["uid"] == uid:
-            return False
-        conditions = {item["type"]: item["status"] for item in pod["status"].get("conditions", [])}
-        return conditions.get("Ready") == "True"
-
-    eventually(ready, seconds=240, what="the new pod is ready")
-
-
 @pytest.mark.e2e
 def test_a_killed_pod_loses_nothing(orders: Project) -> None:
     api = orders.api()
@@ -106,7 +93,7 @@ def test_a_killed_pod_loses_nothing(orders: Project) -> None:
 
     orders.cluster.delete(POD, orders.names.namespace, orders.names.pod, uid=uid, grace_seconds=0)
 
-    new_pod(orders, uid)
+    orders.wait_for_new_pod(uid)
     finish(orders, "killed", before, reconcile_tries=2)
     assert airflow_runs.state(orders.api(), "dummy", "earlier") == "success"
 
@@ -118,7 +105,7 @@ def test_a_graceful_delete_and_down_and_up_lose_nothing(orders: Project) -> None
 
     orders.cluster.delete(POD, orders.names.namespace, orders.names.pod, uid=uid)
 
-    new_pod(orders, uid)
+    orders.wait_for_new_pod(uid)
     # The grace period lets the running task end: it is not interrupted at all.
     finish(orders, "deleted", before, reconcile_tries=1)
 

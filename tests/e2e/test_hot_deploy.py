@@ -62,13 +62,6 @@ def running(project: Project, run: str, task: str) -> bool:
     return found.get((task, -1), (None, 0))[0] == "running"
 
 
-def ready(project: Project) -> bool:
-    """Whether the pod is there and says that it is ready."""
-    pod = project.cluster.get(POD, project.names.namespace, project.names.pod)
-    conditions = ((pod or {}).get("status") or {}).get("conditions") or []
-    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
-
-
 def test_a_run_in_flight_keeps_its_version_and_nothing_restarts(project: Project) -> None:
     project.write("dags/slow.py", slow("one", 25))
     project.write("dags/late.py", "NAME = 'one'\n")
@@ -110,7 +103,7 @@ def test_a_run_in_flight_keeps_its_version_and_nothing_restarts(project: Project
     third = project.up()
     assert (third["changes"], third["content"], third["pod"]) == ({}, "unchanged", "kept")
     project.cluster.delete(POD, project.names.namespace, project.names.pod, uid=before[0])
-    eventually(lambda: ready(project) and identity(project)[0] != before[0], seconds=180, what="a new pod is ready")
+    project.wait_for_new_pod(before[0])
     assert status(project)["live_content_id"] == second["content_id"]
     airflow = next(c for c in project.pod()["spec"]["containers"] if c["name"] == "airflow")
     assert airflow["image"] == second["image"]
@@ -166,12 +159,11 @@ def test_a_sync_is_live_and_survives_restarts(project: Project) -> None:
     # The container restarts, then the pod is made again: what was synced stays.
     before = identity(project)
     project.shell("kill -9 -1")
-    eventually(
-        lambda: restart_count(project, "airflow") > before[1]["airflow"] and ready(project), seconds=180, what="restart"
-    )
+    restarts = before[1]["airflow"]
+    eventually(lambda: restart_count(project, "airflow") > restarts and project.is_ready(), seconds=180, what="restart")
     assert status(project)["live_content_id"] == synced["content_id"]
     project.cluster.delete(POD, project.names.namespace, project.names.pod, uid=before[0])
-    eventually(lambda: ready(project) and identity(project)[0] != before[0], seconds=180, what="a new pod is ready")
+    project.wait_for_new_pod(before[0])
     assert status(project)["live_content_id"] == synced["content_id"]
 
     # A file that is removed is gone from Airflow, and `up` puts the content into an image.

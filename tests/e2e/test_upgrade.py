@@ -17,6 +17,7 @@ from airflow_deployer.running_airflow import VERSION_LABEL
 from tests.e2e import airflow_runs
 from tests.e2e.bad_network import Proxy
 from tests.e2e.conftest import Project, eventually
+from tests.e2e.database import locked
 
 pytestmark = pytest.mark.e2e
 
@@ -74,6 +75,12 @@ def is_held(project: Project) -> bool:
     return "held" in project.shell("ls /run/airflow-deployer").split()
 
 
+def pod_version(project: Project) -> str:
+    """Of the pod, which is away for a moment while it is replaced."""
+    found = project.cluster.get(POD, project.names.namespace, project.names.pod)
+    return str(found["metadata"]["labels"][VERSION_LABEL]) if found else ""
+
+
 def backups(project: Project) -> list[Path]:
     return sorted(project.folder.glob("*.backup"))
 
@@ -96,17 +103,19 @@ def test_from_2_to_3_in_place_and_back(project: Project, proxy: Proxy) -> None:
     assert "next: deployer up --upgrade" in told.stderr
     assert version(project) == "2.11.2"
 
-    # Killed while Airflow is stopped: it starts again by itself, as it was.
-    interrupted(project, signal.SIGKILL, lambda: is_held(project))
+    # Killed while Airflow is stopped and the backup is written: it starts again by itself, as it was.
+    with locked(project, "LOCK TABLE alembic_version"):
+        interrupted(project, signal.SIGKILL, lambda: is_held(project))
     eventually(lambda: project.deployer("status").code == 0, seconds=120, what="Airflow 2 runs again")
     assert (version(project), runs(project)) == ("2.11.2", ["one", "two"])
 
     # So it does when the API server is gone, and the command says what became of it.
     running = project.start("up", "--upgrade")
     try:
-        eventually(lambda: is_held(project), seconds=120, what="Airflow is stopped")
-        proxy.refusing = True
-        proxy.cut()
+        with locked(project, "LOCK TABLE alembic_version"):
+            eventually(lambda: is_held(project), seconds=120, what="Airflow is stopped")
+            proxy.refusing = True
+            proxy.cut()
         _, errors = running.communicate(timeout=120)
     finally:
         running.kill()
@@ -132,7 +141,7 @@ def test_from_2_to_3_in_place_and_back(project: Project, proxy: Proxy) -> None:
     assert (version(project), runs(project)) == ("2.11.2", ["one", "two"])
 
     # Interrupted once the new pod comes: the next one finishes.
-    interrupted(project, signal.SIGINT, lambda: project.pod()["metadata"]["labels"][VERSION_LABEL] == "3.3.2")
+    interrupted(project, signal.SIGINT, lambda: pod_version(project) == "3.3.2")
     assert facts(project)[AIRFLOW_VERSION] == "2.11.2"
     report = project.up("--upgrade")
     assert report["airflow_version"] == "3.3.2"
