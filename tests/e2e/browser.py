@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.wait import WebDriverWait
@@ -48,36 +48,44 @@ def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
 
 def log_in(browser: webdriver.Chrome, url: str, password: str) -> None:
     """Open a page of Airflow's, fill in the login form that comes instead, and wait until it is gone."""
-    wait = WebDriverWait(browser, 60)
     browser.get(url)
-    name = wait.until(expected_conditions.element_to_be_clickable((By.NAME, "username")))
-    name.send_keys("admin")
-    browser.find_element(By.NAME, "password").send_keys(password)
-    browser.find_element(By.CSS_SELECTOR, "button[type=submit], input[type=submit]").click()
-    wait.until(expected_conditions.staleness_of(name))
+
+    def sent(driver: webdriver.Chrome) -> bool:
+        for name, text in (("username", "admin"), ("password", password)):
+            field = driver.find_element(By.NAME, name)
+            if field.get_attribute("value") != text:
+                field.clear()
+                field.send_keys(text)
+        driver.find_element(By.CSS_SELECTOR, "button[type=submit], input[type=submit]").click()
+        return True
+
+    _wait(browser).until(sent)
+    _wait(browser).until(expected_conditions.invisibility_of_element_located((By.NAME, "username")))
 
 
 def open_dag(browser: webdriver.Chrome, dag_id: str, screenshots: str) -> None:
     """Go from the list of DAGs to the page of one; keep what both look like as `<screenshots>-dags.png`, `-dag.png`."""
-    wait = WebDriverWait(browser, 60)
+    wait = _wait(browser)
     wait.until(expected_conditions.visibility_of_element_located((By.LINK_TEXT, dag_id)))
     ARTIFACTS.mkdir(exist_ok=True)
     assert browser.save_screenshot(str(ARTIFACTS / f"{screenshots}-dags.png"))
-    # The list is drawn anew as answers come in, and what was found a moment ago may be gone.
-    patient = WebDriverWait(
-        browser, 60, ignored_exceptions=(StaleElementReferenceException, ElementClickInterceptedException)
-    )
 
     def clicked(driver: webdriver.Chrome) -> bool:
         driver.find_element(By.LINK_TEXT, dag_id).click()
         return True
 
-    patient.until(clicked)
+    wait.until(clicked)
     wait.until(expected_conditions.url_matches(rf"/dags/{dag_id}\b|[?&]dag_id={dag_id}\b"))
-    patient.until(
-        expected_conditions.visibility_of_any_elements_located((By.XPATH, f"//*[contains(text(), '{dag_id}')]"))
-    )
+    wait.until(expected_conditions.visibility_of_any_elements_located((By.XPATH, f"//*[contains(text(), '{dag_id}')]")))
     assert browser.save_screenshot(str(ARTIFACTS / f"{screenshots}-dag.png"))
+
+
+def _wait(browser: webdriver.Chrome) -> WebDriverWait[webdriver.Chrome]:
+    """Patience with a page that is drawn anew as answers come in: what was found a moment ago may be gone.
+
+    Chromium's driver does not always call that stale, but at times an inspector error of its own.
+    """
+    return WebDriverWait(browser, 60, ignored_exceptions=(WebDriverException,))
 
 
 def _ensure_installed() -> None:
