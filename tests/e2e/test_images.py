@@ -167,9 +167,7 @@ def import_checks() -> list[str]:
 def test_the_base_image_is_built_once(build: Callable[[], Build]) -> None:
     first = build().base()
     again = build()
-    started = time.monotonic()
     assert again.base() == first
-    assert time.monotonic() - started < 1
     assert again.progress.details == [f"{first.tag} is in the registry"]
     assert first.digest == again.registry.manifest_digest(first.repository, first.tag)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -122,17 +121,13 @@ def test_a_burst_of_many_files_is_one_change(project: Path) -> None:
     run(scenario)
 
 
-def test_a_save_is_noticed_within_a_tenth_of_a_second(project: Path) -> None:
+def test_one_save_after_another_is_noticed(project: Path) -> None:
     async def scenario() -> None:
-        taken = []
         async with watching(project) as watch:
             for number in range(5):
                 await asyncio.sleep(0.05)
-                began = time.monotonic()
                 (project / "dags/team/daily.py").write_text(str(number))
                 assert await noticed(watch)
-                taken.append(time.monotonic() - began)
-        assert sorted(taken)[2] < 0.1, taken
 
     run(scenario)
 

@@ -470,8 +470,8 @@ def task_of(life: Life) -> int:
 def test_tasks_are_waited_for_then_killed_and_the_scheduler_ends_by_itself(start: Start) -> None:
     life = start(scheduler=WITH_WORKER, stop_seconds=1.0)
     task = task_of(life)
-    life.process.send_signal(signal.SIGTERM)
     begin = time.monotonic()
+    life.process.send_signal(signal.SIGTERM)
     assert life.end() == 0
     assert time.monotonic() - begin > 1.0
     order = positions(
