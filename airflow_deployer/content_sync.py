@@ -175,6 +175,11 @@ class ContentChannel:
         answer = await self._ask({"op": "check"}, "checked")
         return parse_report(json.dumps(answer["report"]), 0, [])
 
+    async def check_live(self) -> GateReport:
+        """Import all that is live, in the pod, with its own connections and variables."""
+        answer = await self._ask({"op": "check_live"}, "checked")
+        return parse_report(json.dumps(answer["report"]), 0, [])
+
     async def switch(
         self,
         content: ProjectContent,

@@ -26,6 +26,7 @@ from airflow_deployer import (
     lease,
     manifests,
     objects,
+    pod_import_check,
     preflight,
     rollout,
     upgrades,
@@ -178,8 +179,8 @@ def up(project: Path, settings: Settings, progress: Progress, options: UpOptions
                     pod, rolled, interrupted = _roll_out(session, changes, secret, upgrade, progress, options)
             with watch.lap("verify"):
                 url = _ensure_forward(session) if options.forward else None
-                expected = published.expected if rolled != "kept" else None
-                verified = _verify(session, url, secret, pod, expected, progress)
+                fresh = rolled != "kept" or not _was_ready(found)
+                verified = _verify(session, url, secret, pod, published, progress, fresh=fresh)
         if found.data_version not in (None, settings.airflow.version):
             _record_version(session, found, progress, options)
     return UpReport(
@@ -427,7 +428,7 @@ class _Published:
     """The image in the registry.
 
     Attributes:
-        expected: the DAG files, relative to `dags/`, that Airflow must show; None where nothing was imported.
+        expected: the DAG files, relative to `dags/`, that Airflow must show; None where nothing was imported now.
     """
 
     image: Image
@@ -471,10 +472,7 @@ def _published(image: Image, report: GateReport | None, progress: Progress) -> _
         return _Published(image)
     for warning in report.warnings:
         progress.warning(warning)
-    files = {file.path for file in report.files if file.dag_ids} | {
-        problem.dag_file for problem in report.needs_database
-    }
-    return _Published(image, frozenset(path.removeprefix("dags/") for path in files), tuple(report.warnings))
+    return _Published(image, report.shown, tuple(report.warnings))
 
 
 def _with_mirror(settings: Settings, mirror: str | None) -> Settings:
@@ -693,10 +691,23 @@ def _verify(
     url: str | None,
     secret: dict[str, str],
     pod: Object,
-    expected: frozenset[str] | None,
+    published: _Published,
     progress: Progress,
+    *,
+    fresh: bool,
 ) -> verification.Verified:
-    with progress.step("Airflow") as step, asked(session, running_profile(session, pod), secret, url) as airflow:
+    """Have Airflow say that it is well.
+
+    Args:
+        fresh: whether the pod has only just become ready, so that its Airflow may not have come to every file yet.
+    """
+    profile = running_profile(session, pod)
+    with progress.step("Airflow") as step, asked(session, profile, secret, url) as airflow:
+        expected = published.expected if fresh else None
+        if fresh and expected is None:
+            step.update("importing the DAGs, to know what to wait for")
+            limit = session.settings.timeouts.import_check
+            expected = pod_import_check.check_imports(session.context, session.names, profile, limit).shown
         verified = verification.verify(
             airflow,
             expected=expected,
@@ -706,6 +717,11 @@ def _verify(
         )
         step.done(f"{', '.join(verified.components)} healthy, {verified.dags} DAG{'s' * (verified.dags != 1)}")
     return verified
+
+
+def _was_ready(found: _Found) -> bool:
+    """Whether the pod served when the command began; the next run after an interrupted one may meet it starting."""
+    return found.pod is not None and diagnosis.diagnose(found.pod).ready
 
 
 def _started_at(pod: Object) -> str:

@@ -134,6 +134,13 @@ class GateReport:
         return sorted({dag_id for file in self.files for dag_id in file.dag_ids})
 
     @property
+    def shown(self) -> frozenset[str]:
+        """The files, relative to `dags/`, that leave a trace in Airflow: with their DAGs, or with an import error."""
+        failed = {problem.dag_file for problem in (*self.errors, *self.needs_database)}
+        files = failed | {file.path for file in self.files if file.dag_ids}
+        return frozenset(path.removeprefix("dags/") for path in files)
+
+    @property
     def summary(self) -> str:
         """One line for a person."""
         dags, files = len(self.dag_ids), len(self.files)

@@ -18,6 +18,8 @@ standard input is the end. Paths are `dags/...` or `include/...`, ids are 64 hex
     {"op": "check"}
         {"event": "checked", "seconds": S, "report": {...}}    the document of `import_check` on the affected files
         A frame that comes meanwhile ends the check (`interrupted`) and is then answered.
+    {"op": "check_live"}
+        {"event": "checked", "seconds": S, "report": {...}}    the same of every DAG file that is live
     {"op": "switch", "deployed_at": INT|null, "timeout": S}    needs a `check` before it where anything is affected
         {"event": "switched", "at": RFC 3339 by the pod's clock}
         {"event": "live", "seconds": S, "parsed": N, "pending": [PATH],
@@ -183,6 +185,7 @@ class Agent:
             "state": self._state,
             "stage": self._stage,
             "check": self._check,
+            "check_live": self._check_live,
             "switch": self._switch,
             "discard": self._discard,
         }
@@ -317,13 +320,10 @@ class Agent:
     def _check(self, request: Mapping[str, Any]) -> None:
         begin = time.monotonic()
         work = self._staged()
-        report = self.check(
-            {
-                "root": str(work.stage.root),
-                "files": None if work.affected.everything else work.affected.files,
-                "known": {dag_id: path for path, one in work.dag_files.items() for dag_id in one["dag_ids"]},
-            },
-            lambda: self.input.ready(0.0),
+        report = self._import(
+            work.stage.root,
+            None if work.affected.everything else work.affected.files,
+            {dag_id: path for path, one in work.dag_files.items() for dag_id in one["dag_ids"]},
         )
         failed = {finding["dag_file"] for finding in (*report["errors"], *report["needs_database"])}
         work.expected.clear()
@@ -335,6 +335,15 @@ class Agent:
                 work.expected.append(path)
         work.checked = True
         self._send("checked", seconds=_since(begin), report=report)
+
+    def _check_live(self, request: Mapping[str, Any]) -> None:
+        begin = time.monotonic()
+        report = self._import(self.store.root(self.store.live_manifest().version), None, {})
+        self._send("checked", seconds=_since(begin), report=report)
+
+    def _import(self, root: Path, files: Sequence[str] | None, known: Mapping[str, str]) -> dict[str, Any]:
+        """Make the import check (see `import_check`), and give it up for the next frame."""
+        return self.check({"root": str(root), "files": files, "known": known}, lambda: self.input.ready(0.0))
 
     def _switch(self, request: Mapping[str, Any]) -> None:
         work = self._staged()

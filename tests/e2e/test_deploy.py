@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -14,7 +16,7 @@ import yaml
 
 from airflow_deployer.cluster import CLAIM, LEASE, POD, SECRET, SERVICE, STATEFUL_SET
 from tests.e2e import airflow_runs
-from tests.e2e.conftest import DUMMY_DAG, Project, eventually
+from tests.e2e.conftest import Project, eventually
 
 NEW_DAG = """
 from airflow.sdk import DAG, task
@@ -180,14 +182,40 @@ def test_a_taken_port_is_found_before_the_build(project: Project) -> None:
 
 
 @pytest.mark.e2e
-def test_a_variable_that_only_the_database_knows(project: Project) -> None:
-    project.write("dags/dummy.py", DUMMY_DAG)
-    project.write(
-        "dags/needs_variable.py",
-        "from airflow.sdk import DAG, Variable\n\nteam = Variable.get('team')\n\nDAG('needs', schedule=None)\n",
-    )
+@pytest.mark.parametrize(
+    ("version", "start"),
+    [
+        ("3.3.2", "from airflow.sdk import DAG, Variable\nnever = {'schedule': None}"),
+        ("2.11.2", "from airflow.models import DAG, Variable\nnever = {'schedule': None}"),
+        ("1.10.15", "from airflow.models import DAG, Variable\nnever = {'schedule_interval': None}"),
+    ],
+)
+def test_a_variable_that_only_the_database_knows(project: Project, version: str, start: str) -> None:
+    project.env["DEPLOYER_AIRFLOW_VERSION"] = version
+    project.write("dags/dummy.py", f"{start}\ndummy = DAG('dummy', **never)\n")
+    project.write("dags/needs_variable.py", f"{start}\nteam = Variable.get('team')\nneeds = DAG('needs', **never)\n")
+    # Another text than ever before, so that the first image has to be built and the second one is in the registry.
+    project.write("dags/new.py", f"TOKEN = '{secrets.token_hex(8)}'\n")
+    for known in (False, True):
+        result = project.deployer("up", "--output", "json")
+        assert result.code == 1, result
+        assert ("Import check" not in result.stderr) == known
+        assert "Airflow runs, but cannot import" in result.stderr
+        report = result.json
+        assert report["dags"] == 1
+        assert [error["file"] for error in report["import_errors"]] == ["needs_variable.py"]
+        assert report["airflow_version"] == version
+        assert project.deployer("down", "--purge", "--yes").code == 0
+
+
+@pytest.mark.e2e
+def test_what_an_interrupted_up_has_started_is_verified_by_the_next(project: Project) -> None:
+    start = "from airflow.sdk import DAG, Variable"
+    project.write("dags/needs_variable.py", f"{start}\nteam = Variable.get('team')\nneeds = DAG('needs')\n")
+    running = project.start("up")
+    eventually(lambda: project.has("pod"), seconds=120, what="the pod is there")
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
     result = project.deployer("up", "--output", "json")
-    assert result.code == 1, result
-    assert "needs_variable.py" in result.stderr
-    assert "Airflow runs, but cannot import" in result.stderr
-    assert project.api().version() == "3.3.2"
+    assert (result.code, result.json["pod"], result.json["dags"]) == (1, "kept", 1)
+    assert [error["file"] for error in result.json["import_errors"]] == ["needs_variable.py"]

@@ -126,6 +126,12 @@ def test_the_first_round_names_everything_and_the_next_only_the_difference(folde
     assert [request["op"] for request in requests[:4]] == ["state", "stage", "check", "switch"]
 
 
+def test_what_is_live_is_checked_as_a_whole() -> None:
+    pod = Pod({"event": "checked", "seconds": 0.1, "report": REPORT | {"errors": [BROKEN]}})
+    assert asyncio.run(channel(pod).check_live()).shown == {"a.py"}
+    assert [json.loads(frame) for frame in pod.frames()] == [{"op": "check_live"}]
+
+
 def test_what_is_live_is_left_alone(folder: Path) -> None:
     wanted = content(folder)
     pod = Pod(state(wanted.content_id))

@@ -59,6 +59,13 @@ def test_two_dags_with_one_id_are_shown_with_their_places() -> None:
     assert caught.value.hint == "Give each DAG an id of its own."
 
 
+def test_a_file_with_neither_a_dag_nor_an_error_is_not_waited_for() -> None:
+    files = [{"path": f"dags/{name}.py", "dag_ids": ids, "seconds": 0.1} for name, ids in (("a", ["a"]), ("b", []))]
+    unanswered, broken = PROBLEM | {"dag_file": "dags/c.py"}, PROBLEM | {"dag_file": "dags/d.py"}
+    found = report(files=files, needs_database=[unanswered], errors=[broken])
+    assert found.shown == {"a.py", "c.py", "d.py"}
+
+
 def test_many_errors_are_counted_and_cut() -> None:
     with pytest.raises(GateError) as caught:
         report(errors=[PROBLEM] * 25).raise_for_errors()

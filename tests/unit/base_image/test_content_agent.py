@@ -252,6 +252,15 @@ def test_what_a_check_found_is_kept_for_the_next(pod: Pod) -> None:
     assert peer.stage({**third, "dags/a.py": DAG + b"#"}, third)["affected"] == ["dags/a.py"]
 
 
+def test_what_is_live_can_be_checked_beside_what_is_staged(pod: Pod) -> None:
+    peer = pod.connect()
+    assert peer.stage({**FIRST, "dags/c.py": DAG}, FIRST)["event"] == "staged"
+    answer = peer.ask(op="check_live")
+    assert answer["event"] == "checked"
+    assert [file["path"] for file in answer["report"]["files"]] == ["dags/a.py", "dags/b.py"]
+    assert peer.ask(op="check")["report"]["files"][0]["path"] == "dags/c.py"
+
+
 def test_what_is_known_outlives_a_round_without_a_check(pod: Pod) -> None:
     peer = pod.connect()
     second = {**FIRST, "dags/c.py": DAG}
