@@ -10,16 +10,14 @@ from concurrent.futures import TimeoutError
 from typing import TYPE_CHECKING
 
 from airflow_deployer.airflow_profiles import Profile
-from airflow_deployer.airflow_settings import HOME
 from airflow_deployer.errors import AirflowError, ClusterError, SyncError
 from airflow_deployer.gate import GateReport, parse_report
+from airflow_deployer.images import IMPORT_CHECK
 from airflow_deployer.kube_context import KubeContext
 from airflow_deployer.manifests import Names
 
 if TYPE_CHECKING:
     from airflow_deployer.api_streams import ApiServer
-
-COMMAND = ("/opt/airflow/bin/python", "-m", "airflow_deployer_pod.import_check", f"{HOME}/dags")
 
 _ASKING = "Airflow is up, but which DAG files it has to show cannot be told"
 _HINT = "deployer status; the log of container airflow says more"
@@ -74,10 +72,10 @@ async def _ask_agent(api: ApiServer, names: Names) -> GateReport:
 
 
 async def _run(api: ApiServer, names: Names) -> GateReport:
-    """Run it as in the image: without Airflow's database."""
+    """Run it as in the image, whose content is what is live where nothing is brought into a running pod."""
     from airflow_deployer.pod_exec import PodExec
 
-    command = await PodExec.start(api, names.namespace, names.pod, "airflow", COMMAND)
+    command = await PodExec.start(api, names.namespace, names.pod, "airflow", IMPORT_CHECK)
     output = bytearray()
     try:
         while data := await command.read():

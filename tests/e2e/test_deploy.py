@@ -29,6 +29,9 @@ with DAG("hello", schedule=None):
     greet()
 """
 
+# The beginning of a DAG file that Airflow comes to later than its components are healthy.
+SLOW = "import time\ntime.sleep(8)\n"
+
 
 def versions(project: Project) -> dict[str, str]:
     """The resource version of every object but the Lease: a write to any of them shows."""
@@ -193,14 +196,19 @@ def test_a_taken_port_is_found_before_the_build(project: Project) -> None:
 def test_a_variable_that_only_the_database_knows(project: Project, version: str, start: str) -> None:
     project.env["DEPLOYER_AIRFLOW_VERSION"] = version
     project.write("dags/dummy.py", f"{start}\ndummy = DAG('dummy', **never)\n")
-    project.write("dags/needs_variable.py", f"{start}\nteam = Variable.get('team')\nneeds = DAG('needs', **never)\n")
+    project.write(
+        "dags/needs_variable.py", f"{SLOW}{start}\nteam = Variable.get('team')\nneeds = DAG('needs', **never)\n"
+    )
     # Another text than ever before, so that the first image has to be built and the second one is in the registry.
     project.write("dags/new.py", f"TOKEN = '{secrets.token_hex(8)}'\n")
     for known in (False, True):
         result = project.deployer("up", "--output", "json")
         assert result.code == 1, result
         assert ("Import check" not in result.stderr) == known
+        assert "needs_variable.py" in result.stderr
         assert "Airflow runs, but cannot import" in result.stderr
+        if version != "1.10.15":  # which has no REST API
+            assert project.api().version() == version
         report = result.json
         assert report["dags"] == 1
         assert [error["file"] for error in report["import_errors"]] == ["needs_variable.py"]
@@ -211,11 +219,12 @@ def test_a_variable_that_only_the_database_knows(project: Project, version: str,
 @pytest.mark.e2e
 def test_what_an_interrupted_up_has_started_is_verified_by_the_next(project: Project) -> None:
     start = "from airflow.sdk import DAG, Variable"
-    project.write("dags/needs_variable.py", f"{start}\nteam = Variable.get('team')\nneeds = DAG('needs')\n")
+    project.write("dags/needs_variable.py", f"{SLOW}{start}\nteam = Variable.get('team')\nneeds = DAG('needs')\n")
     running = project.start("up")
     eventually(lambda: project.has("pod"), seconds=120, what="the pod is there")
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
+    assert running.returncode == 130
     result = project.deployer("up", "--output", "json")
     assert (result.code, result.json["pod"], result.json["dags"]) == (1, "kept", 1)
     assert [error["file"] for error in result.json["import_errors"]] == ["needs_variable.py"]
